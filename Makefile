@@ -1,0 +1,72 @@
+# Every target works from a clean clone: what needs the virtual environment makes it first.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Which build of torch: a requirement that keeps the pinned version (torch==2.13.0+cpu) or the path of a wheel.
+TORCH ?= torch==2.13.0
+# More arguments for pip, such as another package index for the torch build.
+PIP_ARGS ?=
+# Worker processes (empty: bench takes one per core; the tests take 2).
+JOBS ?=
+# Real data sets in the hub's layout, for test-data.
+ADALORA_BENCH_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BENCH := $(BIN)/bench
+RUN_ARGS := $(if $(JOBS),jobs=$(JOBS))
+QUIET_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help install demo test test-data lint format tables clean
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  Variables: PYTHON, TORCH (torch build, e.g. TORCH=torch==2.13.0+cpu), PIP_ARGS, JOBS, ADALORA_BENCH_DATA'
+
+install: $(STAMP) ## Make .venv with the pinned versions (once; again when pyproject.toml or constraints.txt change)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'No python3 found; name one: make install PYTHON=/path/to/python3.11'; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; name one: make install PYTHON=/path/to/python3.11'; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo 'Installing the pinned versions into $(VENV): a few minutes the first time.'
+	$(PIP) install --quiet $(PIP_ARGS) "$(TORCH)" -c constraints.txt
+	$(PIP) install --quiet $(PIP_ARGS) -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embedded assets: about 10 minutes on 2 cores
+	$(BENCH) fetch task=film_reviews scale=cpu
+	$(BENCH) run method=increlora task=film_reviews scale=cpu $(RUN_ARGS)
+	$(BENCH) run method=lora method.rank=2 task=film_reviews scale=cpu $(RUN_ARGS)
+	$(BENCH) tables --compare task=film_reviews
+
+test: install ## All offline tests, without real data (10 minutes at most)
+	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2)
+
+test-data: install ## The tests that need real data (ADALORA_BENCH_DATA, default ../shared/data)
+	@test -d "$(ADALORA_BENCH_DATA)" || { echo 'make test-data needs real data sets: set ADALORA_BENCH_DATA to a folder in the layout of the hub (nyu-mll/glue/rte/...); received "$(ADALORA_BENCH_DATA)".'; exit 1; }
+	$(BENCH) fetch task=film_reviews scale=cpu
+	ADALORA_BENCH_DATA="$(ADALORA_BENCH_DATA)" $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) -m 'data and not slow'
+
+lint: install ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tables: install ## Write every table from the records; never trains
+	$(BENCH) tables
+
+clean: ## Remove .venv and caches; records and tables stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

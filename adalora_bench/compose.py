@@ -1,0 +1,175 @@
+"""From what the user typed to cells: names and keys are checked here, without torch.
+
+Hydra composes one cell at a time (conf/run.yaml); its override grammar gives the sweep.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from adalora_bench.config import GROUPS, STEERING, Cell
+from adalora_bench.errors import UserError, unknown
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def options(group: str) -> list[str]:
+    """Names of a config group, sorted."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def compose_cells(overrides: Sequence[str], *, multirun: bool = False) -> list[Cell]:
+    """All cells that a command names, in the order of its sweep.
+
+    Args:
+        overrides: Hydra's grammar: "method=lora", "method.rank=4", with `multirun` also "task=rte,mrpc".
+        multirun: whether several values for one name are allowed (-m).
+
+    Raises:
+        UserError: an unknown name or key, a missing method or task, a sweep without -m.
+    """
+    cells = []
+    for combination in _expand(overrides, multirun):
+        cell = _compose(combination)
+        if cell not in cells:
+            cells.append(cell)
+    return cells
+
+
+def _expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
+    """The product of all sweeps, as lists of plain overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    axes: list[list[str]] = []
+    for text in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(text)
+        except OverrideParseException:
+            raise UserError(
+                f"cannot read {text!r}; settings are written name=value, for example task=rte."
+            ) from None
+        if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
+            raise UserError(f"{text!r}: settings can be changed, not added or removed; write name=value.")
+        if parsed.is_sweep_override():
+            if not multirun:
+                raise UserError(f"{text!r} gives several values; use `bench run -m` to run all of them.")
+            axes.append([f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()])
+        else:
+            axes.append([text])
+    return [list(combination) for combination in product(*axes)]
+
+
+def _compose(overrides: list[str]) -> Cell:
+    given = dict(text.split("=", 1) for text in overrides)
+    for group in (*GROUPS, "train"):
+        if group in given and given[group] not in options(group):
+            raise UserError(unknown(group, given[group], options(group)))
+    for group in ("method", "task"):
+        if group not in given:
+            raise UserError(f"no {group} given; add {group}=NAME. Valid: {', '.join(options(group))}.")
+    names = {"method": given["method"], "task": given["task"]}
+    names["scale"] = given.get("scale") or ("paper" if accelerators() else "cpu")
+    names["backbone"] = given.get("backbone") or default_backbone(names["task"], names["scale"])
+
+    values = [text for text in overrides if text.split("=", 1)[0] not in GROUPS]
+    groups = [f"{group}={names[group]}" for group in GROUPS]
+    config = _hydra(groups, values)
+    seeds = _seeds(config["seeds"])
+    shown = sorted(text for text in values if text.split("=", 1)[0] not in STEERING)
+    return Cell(names=names, config=config, overrides=tuple(shown), seeds=seeds)
+
+
+def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
+    """Compose and resolve; a key that does not exist is answered with the nearest one that does."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    def run(overrides: list[str]) -> DictConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("run", overrides)
+
+    try:
+        config = run([*groups, *values])
+    except (HydraException, OmegaConfBaseException) as error:
+        known = _dotted(OmegaConf.to_container(run(groups), resolve=False))
+        for text in values:
+            key = text.split("=", 1)[0]
+            if key != "train" and key not in known:
+                raise UserError(unknown("setting", key, _relatives(key, known))) from None
+        raise UserError(f"the settings do not fit together: {str(error).splitlines()[0]}") from None
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the settings do not resolve: {str(error).splitlines()[0]}") from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _dotted(node: Any, prefix: str = "") -> list[str]:
+    """All keys of a nested mapping, dotted, inner nodes included."""
+    if not isinstance(node, dict):
+        return []
+    keys = []
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        keys += [name, *_dotted(value, f"{name}.")]
+    return [key for key in keys if not key.endswith("_target_")]
+
+
+def _relatives(key: str, known: list[str]) -> list[str]:
+    """The keys worth listing beside a wrong one: its siblings, and equal last words elsewhere."""
+    parent, _, last = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    namesakes = [k for k in known if k.rpartition(".")[2] == last]
+    return namesakes or siblings or [k for k in known if "." not in k]
+
+
+def default_backbone(task: str, scale: str) -> str:
+    """`backbone_for[scale]` of the task's YAML."""
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.load(conf_dir() / "task" / f"{task}.yaml")
+    name = OmegaConf.select(node, f"backbone_for.{scale}")
+    if name is None and "defaults" in node:  # a variant that inherits from another task
+        parent = next(str(entry) for entry in node.defaults if entry != "_self_")
+        return default_backbone(parent, scale)
+    if name is None:
+        raise UserError(f"task {task!r} names no backbone for scale={scale}; add backbone=NAME.")
+    return str(name)
+
+
+def accelerators() -> list[str]:
+    """Numbers of the GPUs that a process may use, from device files and the environment, without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def describe(group: str, name: str) -> str:
+    """One line on an option: its `description`, or the first comment of its file."""
+    from omegaconf import OmegaConf
+
+    path = conf_dir() / group / f"{name}.yaml"
+    text = OmegaConf.select(OmegaConf.load(path), "description")
+    return str(text) if text else path.read_text().splitlines()[0].lstrip("# ")
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = [value] if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
+        raise UserError(f"seeds={value!r} must be a list of whole numbers, for example 'seeds=[0,1,2]'.")
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"seeds={value!r} names a seed twice.")
+    return tuple(seeds)

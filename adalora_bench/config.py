@@ -1,0 +1,239 @@
+"""A cell, the types of its settings, and its content key.
+
+YAML holds the values, the dataclasses here and in methods/, data/ and backbones.py hold the types; `build` joins the
+two. compose.py makes cells from what the user typed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from adalora_bench.errors import UserError, unknown
+from adalora_bench.train.schedule import Phase, phase_steps
+
+GROUPS = ("method", "task", "backbone", "scale")
+STEERING = (
+    "seeds",
+    "results_dir",
+    "data_dir",
+    "device",
+    "jobs",
+    "offline",
+    "force",
+    "checkpoint_minutes",
+    "recipe",
+)
+"""Top-level settings that change no number of a unit."""
+DESCRIPTIVE = {
+    "task": (
+        "source",
+        "description",
+        "backbone_for",
+        "official_rows",
+    ),  # the rows themselves are fingerprinted
+    "backbone": ("source", "description", "caveat"),  # the weights have an identity of their own in the key
+    "train": ("log_every",),
+    "method": (),
+    "scale": (),
+}
+"""Settings below a group that change no number of a unit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """conf/train/*.yaml; the loop's own settings."""
+
+    epochs: float
+    batch_size: int
+    micro_batches: int
+    warmup: Phase
+    schedule: str
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    max_grad_norm: float
+    eval_every: Phase
+    log_every: int
+    train_rows: int | None
+    report_rows: int | None
+    precision: str
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batches", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        if not self.epochs > 0:
+            raise UserError(f"train.epochs={self.epochs} must be above 0.")
+        for name in ("train_rows", "report_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"train.{name}={value} must be at least 1, or null for all rows.")
+        for name in ("weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"train.{name}={getattr(self, name)} must not be negative.")
+        for name, valid in (("schedule", ("linear", "constant")), ("precision", ("fp32", "bf16"))):
+            if getattr(self, name) not in valid:
+                raise UserError(unknown(f"value of train.{name}", getattr(self, name), valid))
+
+    def step_counts(self, rows: int, max_steps: int | None) -> tuple[int, int]:
+        """(total steps, steps per epoch) for so many training rows; a cap shortens the total."""
+        per_epoch = -(-rows // self.batch_size)
+        total = max(1, round(self.epochs * per_epoch))
+        return (total if max_steps is None else min(total, max_steps)), per_epoch
+
+    def steps(self, name: str, total_steps: int, steps_per_epoch: int) -> int:
+        """`warmup` or `eval_every` in steps."""
+        value: Phase = getattr(self, name)
+        return phase_steps(f"train.{name}", value, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """conf/scale/*.yaml: caps on what a cell may take; null caps nothing."""
+
+    name: str
+    max_steps: int | None
+    max_train_rows: int | None
+    max_eval_rows: int | None
+    max_length: int | None
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value is not None and value < 1:
+                raise UserError(f"scale.{field.name}={value} must be at least 1, or null for no cap.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method x task x backbone with its settings.
+
+    `config` is resolved and plain. `overrides` is what the user typed beyond the four names, for the row's label
+    and the command that runs it again. `key` is empty until the data is known (`with_key`).
+    """
+
+    names: dict[str, str]
+    config: dict[str, Any]
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    key: str = ""
+    settings_key: str = ""
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{group}={self.names[group]}" for group in ("method", "task", "backbone", "scale"))
+
+
+# -- types and values ------------------------------------------------------------------------------------------
+
+
+def build(node: Mapping[str, Any], name: str) -> Any:
+    """The dataclass that `_target_` of a node names, filled with its values and checked.
+
+    Only dataclasses derived from Method, Task or Backbone may be named.
+
+    Raises:
+        UserError: a wrong type, an unknown or missing key, or what `__post_init__` refuses.
+    """
+    from adalora_bench.backbones import Backbone
+    from adalora_bench.data.tasks import Task
+    from adalora_bench.methods.base import Method  # imports no torch; the method's own module may
+
+    target = str(node.get("_target_", ""))
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{name}._target_={target!r} cannot be imported: {error}.") from error
+    if not (is_dataclass(cls) and isinstance(cls, type) and issubclass(cls, Method | Task | Backbone)):
+        raise UserError(
+            f"{name}._target_={target!r} must be a dataclass derived from Method, Task or Backbone."
+        )
+    return typed(cls, {key: value for key, value in node.items() if key != "_target_"}, name)
+
+
+def typed(cls: type[Any], values: Mapping[str, Any], name: str) -> Any:
+    """`values` as an instance of the dataclass `cls`; every error names the dotted key and what was received."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+    schema = OmegaConf.structured(cls)
+    _unlock(schema)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, dict(values)))
+    except ConfigKeyError as error:
+        raise UserError(
+            unknown("setting", f"{name}.{error.full_key}", [f"{name}.{f.name}" for f in fields(cls)])
+        ) from None
+    except MissingMandatoryValue as error:
+        raise UserError(f"{name}.{error.full_key} is missing.") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{name}.{error.full_key or error.key}: {str(error).splitlines()[0]}.") from None
+
+
+def _unlock(node: Any) -> None:
+    """Frozen dataclasses make read-only nodes; values have to come in once."""
+    from omegaconf import DictConfig, OmegaConf
+
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            _unlock(child)
+
+
+def train_config(cell: Cell) -> TrainConfig:
+    """The `train` group of a cell, typed and checked."""
+    config: TrainConfig = typed(TrainConfig, cell.config["train"], "train")
+    return config
+
+
+def scale_config(cell: Cell) -> ScaleConfig:
+    """The `scale` group of a cell, typed and checked."""
+    config: ScaleConfig = typed(ScaleConfig, cell.config["scale"], "scale")
+    return config
+
+
+# -- the key ---------------------------------------------------------------------------------------------------
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that can change a number: no seeds, paths, steering or prose."""
+    kept = {key: value for key, value in config.items() if key not in STEERING}
+    for group, names in DESCRIPTIVE.items():
+        kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+    return kept
+
+
+def digest(value: Any) -> str:
+    """sha256 of a plain value, as 64 hexadecimal digits; the order of mappings does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def with_key(cell: Cell, *, data_fingerprint: str, weights: str, engine: int) -> Cell:
+    """The cell with its keys.
+
+    Args:
+        data_fingerprint: of the rows really used.
+        weights: identity of the backbone's weights (hub id and revision, wheel hash, or file hash).
+        engine: version of loop and layer. The versions of method and task stand in their settings.
+    """
+    settings = settings_of(cell.config)
+    versions = {"engine": engine} | {
+        group: settings[group].pop("version") for group in ("method", "task", "backbone")
+    }
+    whole = {"settings": settings, "versions": versions, "data": data_fingerprint, "weights": weights}
+    return Cell(
+        names=cell.names,
+        config=cell.config,
+        overrides=cell.overrides,
+        seeds=cell.seeds,
+        key=digest(whole),
+        settings_key=digest(settings),
+    )

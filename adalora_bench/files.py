@@ -1,0 +1,146 @@
+"""Files that are whole or absent: atomic replacement, JSON lines that survive a kill, reproducible gzip."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from adalora_bench.errors import UserError
+
+TEMPORARY = ".tmp"
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Put `content` at `path`; whatever happens meanwhile, the old file or the new one is there, whole.
+
+    UserError: the file system refuses (full, read-only, no folder); an earlier file is intact.
+    """
+    # Made here, not by tempfile, so that the usual permissions hold; the process id keeps two writers apart.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            # The cause is raised on; a temporary file that cannot be removed either must not hide it.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the refusal of the file system to write `path` into a UserError that names path and reason."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is intact."
+        ) from error
+
+
+def finite(value: Any) -> tuple[Any, list[str]]:
+    """A copy in plain JSON types with null for each NaN and infinity, and their places ("final.scores.acc").
+
+    Tuples become lists, zero-dimensional arrays and NumPy scalars become Python numbers.
+    """
+    found: list[str] = []
+    return _plain(value, "", found), found
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one row as a line of JSON (NaN and infinity as null), in one write.
+
+    A line that a kill cut short is closed first, so that at most that row is lost.
+    UserError: the file cannot be written.
+    """
+    line = json.dumps(finite(row)[0], sort_keys=True, allow_nan=False).encode() + b"\n"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            written = file.write(line)
+        if written != len(line):
+            # An unbuffered write may stop early without an error when the disk fills up.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """All rows that parse, in file order, and how many lines do not. A file that is not there has no rows."""
+    rows: list[dict[str, Any]] = []
+    damaged = 0
+    if not path.exists():
+        return rows, damaged
+    for line in path.read_bytes().split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            damaged += 1
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += 1
+    return rows, damaged
+
+
+def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as gzipped JSON lines, atomically; equal rows give equal bytes (no name, no time inside)."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=6) as packed:
+        for row in rows:
+            packed.write(json.dumps(finite(row)[0], sort_keys=True, allow_nan=False).encode() + b"\n")
+    atomic_write(path, buffer.getvalue())
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """The rows of `write_predictions`, in order."""
+    with gzip.open(path, "rb") as packed:
+        return [json.loads(line) for line in packed]
+
+
+def _plain(value: Any, place: str, found: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            name: _plain(part, f"{place}.{name}" if place else str(name), found)
+            for name, part in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_plain(part, f"{place}[{index}]", found) for index, part in enumerate(value)]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        found.append(place)
+        return None
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    # Makes the rename itself survive a power cut. Some file systems cannot sync a folder and say so.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,235 @@
+"""RankBlock and LowRankLinear: the one adapter that every low-rank method is a policy over.
+
+    y = W0 x + bias + s * diag(out_gate) B^T diag(gate) A x
+
+            in                      r                       out
+      x ---------> [ A (r, in) ] ------> [gate (r,)] ----> [ B (r, out) ] --- [out_gate] --(+)--> y
+       \\---------------------------- [ W0 (out, in), frozen ] -----------------------------/
+
+The rank axis is a list of RankBlocks. Growing appends a block, pruning flips `alive`, `compact` removes dead ranks.
+A and B are rank-major, so all of that is row work. Rank 0 is legal everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adalora_bench.lowrank.function import LowRankFunction, delta, merged_is_cheaper
+
+
+class RankBlock(nn.Module):
+    """r ranks that were born together: A (r, in), B (r, out), gate (r,), alive (r,) of booleans.
+
+    `reserve` marks ranks that learn but are not counted yet (IncreLoRA's advance learning).
+    """
+
+    a: nn.Parameter
+    b: nn.Parameter
+    gate: nn.Parameter
+    alive: Tensor
+
+    def __init__(
+        self, a: Tensor, b: Tensor, gate: Tensor, *, train_gate: bool = False, reserve: bool = False
+    ) -> None:
+        super().__init__()
+        if not a.shape[0] == b.shape[0] == gate.shape[0]:
+            raise ValueError(f"ranks of A, B and gate differ: {a.shape[0]}, {b.shape[0]}, {gate.shape[0]}")
+        self.a = nn.Parameter(a)
+        self.b = nn.Parameter(b)
+        self.gate = nn.Parameter(gate, requires_grad=train_gate)
+        self.register_buffer("alive", torch.ones_like(gate, dtype=torch.bool))
+        self.alive_ranks = self.rank  # counted when it changes, so that no step waits for a device
+        self.reserve = reserve
+
+    @property
+    def rank(self) -> int:
+        """Stored ranks, dead ones included."""
+        return self.a.shape[0]
+
+    def kill(self, dead: Tensor) -> None:
+        """Prune: the ranks where `dead` (r,) is true count no more and have gate 0 from now on."""
+        self.alive &= ~dead.to(self.alive.device)
+        self.recount()
+
+    def recount(self) -> None:
+        """Read `alive` again, after a checkpoint was loaded into it."""
+        self.alive_ranks = int(self.alive.sum())
+
+    def effective_gate(self) -> Tensor:
+        """gate with dead ranks at exactly 0, (r,)."""
+        if self.alive_ranks == self.rank:
+            return self.gate
+        return torch.where(self.alive, self.gate, torch.zeros_like(self.gate))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The concatenated factors of all blocks: a (r, in), b (r, out), gate (r,)."""
+
+    a: Tensor
+    b: Tensor
+    gate: Tensor
+
+
+class LowRankLinear(nn.Module):
+    """A frozen linear layer with a low-rank update on its side.
+
+    Args:
+        base: `nn.Linear` (weight (out, in)) or a transformers `Conv1D` (weight (in, out)).
+        scale: s in the formula above; a plain number that a method may change.
+        role: q, k, v, o, gate, up or down.
+        dropout: probability on the input of the branch. It costs a second copy of the input; 0 is free.
+    """
+
+    def __init__(self, base: nn.Module, *, scale: float, role: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.transposed = not isinstance(base, nn.Linear)  # Conv1D stores (in, out)
+        self.role = role
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+        self.blocks = nn.ModuleList()
+        self.out_gate: nn.Parameter | None = None
+        self.want_delta_grad = False
+        self.delta_grad: Tensor | None = None
+
+    # -- shapes and counts ----------------------------------------------------------------------------------
+
+    @property
+    def weight(self) -> Tensor:
+        """The base weight as (out, in), a view of the stored one."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight.T if self.transposed else weight
+
+    @property
+    def out_features(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        return int(self.weight.shape[1])
+
+    def rank_blocks(self) -> Iterator[RankBlock]:
+        for block in self.blocks:
+            assert isinstance(block, RankBlock)
+            yield block
+
+    @property
+    def rank(self) -> int:
+        """Ranks that count: alive and not in reserve."""
+        return sum(block.alive_ranks for block in self.rank_blocks() if not block.reserve)
+
+    @property
+    def stored_rank(self) -> int:
+        """Rows that A and B hold, dead ranks and the reserve included."""
+        return sum(block.rank for block in self.rank_blocks())
+
+    # -- structure ------------------------------------------------------------------------------------------
+
+    def append(self, block: RankBlock) -> RankBlock:
+        """Grow: put a block at the end of the rank axis."""
+        self.blocks.append(block)
+        return block
+
+    def remove(self, block: RankBlock) -> None:
+        """Take a block away, with its parameters."""
+        self.blocks = nn.ModuleList(kept for kept in self.blocks if kept is not block)
+
+    def factors(self) -> Factors:
+        """All blocks concatenated along the rank axis; dead ranks have gate 0."""
+        blocks = list(self.rank_blocks())
+        if not blocks:
+            like = self.weight
+            return Factors(
+                like.new_zeros(0, self.in_features), like.new_zeros(0, self.out_features), like.new_zeros(0)
+            )
+        if len(blocks) == 1:
+            return Factors(blocks[0].a, blocks[0].b, blocks[0].effective_gate())
+        return Factors(
+            torch.cat([block.a for block in blocks]),
+            torch.cat([block.b for block in blocks]),
+            torch.cat([block.effective_gate() for block in blocks]),
+        )
+
+    @torch.no_grad()
+    def compact(self) -> dict[nn.Parameter, tuple[nn.Parameter, Tensor]]:
+        """Remove dead ranks for good.
+
+        Returns:
+            old parameter -> (new parameter, kept row indices), so that the optimizer state can follow
+            (`Run.compact` does that). Blocks that lose every rank vanish; their parameters map to themselves
+            with no rows.
+        """
+        moved: dict[nn.Parameter, tuple[nn.Parameter, Tensor]] = {}
+        for block in list(self.rank_blocks()):
+            if block.alive_ranks == block.rank:
+                continue
+            keep = block.alive.nonzero().flatten()
+            for name in ("a", "b", "gate"):
+                old: nn.Parameter = getattr(block, name)
+                new = nn.Parameter(old[keep].clone(), requires_grad=old.requires_grad)
+                new.grad = None if old.grad is None else old.grad[keep].clone()
+                moved[old] = (new, keep)
+                setattr(block, name, new)
+            block.alive = torch.ones_like(block.gate, dtype=torch.bool)
+            block.recount()
+            if block.rank == 0:
+                self.remove(block)
+        return moved
+
+    # -- numbers --------------------------------------------------------------------------------------------
+
+    def delta(self) -> Tensor:
+        """dW (out, in): the only definition of the update; merge, export and tests derive from it."""
+        factors = self.factors()
+        return delta(factors.a, factors.b, factors.gate, self.out_gate, self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        bias: Tensor | None = getattr(self.base, "bias", None)
+        weight = self.weight
+        if self.stored_rank == 0:
+            return nn.functional.linear(x, weight, bias)
+        factors = self.factors()
+        a, b, gate, out_gate = factors.a, factors.b, factors.gate, self.out_gate
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, a, b, gate = x.to(dtype), weight.to(dtype), a.to(dtype), b.to(dtype), gate.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+            out_gate = None if out_gate is None else out_gate.to(dtype)
+        shape = (*x.shape[:-1], self.out_features)
+        x = x.reshape(-1, self.in_features)
+        if self.dropout is not None and self.training:
+            base = nn.functional.linear(x, weight, bias)
+            dropped = self.dropout(x)
+            branch: Tensor = LowRankFunction.apply(
+                dropped, None, None, a, b, gate, out_gate, self.scale, False, self._gradient_sink()
+            )
+            return (base + branch).reshape(shape)
+        merged = merged_is_cheaper(x.shape[0], self.out_features, self.in_features, self.stored_rank)
+        y: Tensor = LowRankFunction.apply(
+            x, weight, bias, a, b, gate, out_gate, self.scale, merged, self._gradient_sink()
+        )
+        return y.reshape(shape)
+
+    @torch.no_grad()
+    def merge(self) -> nn.Module:
+        """The base layer with dW added to its weight, as a new module; this one is left as it is."""
+        merged = copy.deepcopy(self.base)
+        update = self.delta()
+        weight: Tensor = merged.weight  # type: ignore[assignment]
+        weight += (update.T if self.transposed else update).to(weight.dtype)
+        return merged
+
+    def _gradient_sink(self) -> Tensor | None:
+        """Where backward adds G = dL/d(dW): summed over micro-batches, kept until the method takes it."""
+        if not (self.want_delta_grad and torch.is_grad_enabled()):
+            return None
+        if self.delta_grad is None:
+            self.delta_grad = torch.zeros_like(self.weight, memory_format=torch.contiguous_format)
+        return self.delta_grad

@@ -1,0 +1,54 @@
+"""What an adapter costs: parameters that train, count and are stored, and their average over training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from adalora_bench.lowrank.adapter import LowRankLinear
+
+
+@dataclass(frozen=True)
+class RankEvent:
+    """One change of structure. `before` and `after` are ranks of the module, or counts for other kinds."""
+
+    step: int
+    kind: str  # "grow", "prune", "freeze", "drop_reserve", ...
+    module: str
+    before: int
+    after: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def total_rank(adapters: Mapping[str, LowRankLinear]) -> int:
+    """Sum of the ranks that count."""
+    return sum(adapter.rank for adapter in adapters.values())
+
+
+def trainable(parameters: Iterable[nn.Parameter]) -> int:
+    """Numbers that receive a gradient."""
+    return sum(p.numel() for p in parameters if p.requires_grad)
+
+
+@dataclass
+class Budget:
+    """Counts over time. `observe` is called once per step, after the method's last word."""
+
+    trace: list[list[int]] = field(default_factory=list)  # [step, total rank], at changes only
+    steps: int = 0
+    trainable_sum: int = 0  # over steps; divided by `steps` it is the average number of trainable parameters
+
+    def observe(self, step: int, ranks: int, trainable_now: int) -> None:
+        if not self.trace or self.trace[-1][1] != ranks:
+            self.trace.append([step, ranks])
+        self.steps += 1
+        self.trainable_sum += trainable_now
+
+    @property
+    def average_trainable(self) -> float:
+        return self.trainable_sum / self.steps if self.steps else 0.0

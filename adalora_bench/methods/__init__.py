@@ -1,0 +1,1 @@
+"""One file per method, found by `_target_` in conf/method; nothing is registered."""

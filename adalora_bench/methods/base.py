@@ -1,0 +1,141 @@
+"""Method: the hooks of the loop (train/loop.py places them), with defaults that make plain fine-tuning of adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from adalora_bench.errors import UserError, unknown
+from adalora_bench.train.schedule import Phase, phase_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from adalora_bench.train.state import Group, Run
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a run before any model or data is loaded; a method checks its settings against it."""
+
+    total_steps: int
+    steps_per_epoch: int
+    warmup: int  # steps
+    modules: int  # adapted matrices
+
+    def steps(self, name: str, value: Phase) -> int:
+        """A phase of the method in steps."""
+        return phase_steps(name, value, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A policy over adapters. Subclasses add their settings as fields and override the hooks that they need.
+
+    Args:
+        version: bump it when results change without a change of settings.
+        targets: roles to adapt: q k v o gate up down, or [all].
+        lr: peak learning rate of what the method trains.
+        head_lr: peak learning rate of the task's head; null means `lr`.
+    """
+
+    version: int
+    targets: list[str]
+    lr: float
+    head_lr: float | None
+
+    moves_base: ClassVar[bool] = False  # whether the method changes adapted base weights (Delta-LoRA)
+
+    def __post_init__(self) -> None:
+        for role in self.targets:
+            if role not in ROLES and role != "all":
+                raise UserError(unknown("role in method.targets", role, (*ROLES, "all")))
+        if not self.targets:
+            raise UserError(f"method.targets is empty; give roles of {', '.join(ROLES)}, or [all].")
+        require_positive("method.lr", self.lr)
+        if self.head_lr is not None:
+            require_positive("method.head_lr", self.head_lr)
+
+    def precheck(self, facts: Facts) -> None:
+        """Refuse settings that can only fail late, with the numbers. Raises UserError.
+
+        The default refuses a warm-up that is longer than the training.
+        """
+        if facts.warmup >= facts.total_steps:
+            raise UserError(
+                f"train.warmup is {facts.warmup} steps, but the whole training has {facts.total_steps} "
+                f"({facts.steps_per_epoch} an epoch); shorten the warm-up or train longer."
+            )
+
+    # -- building -------------------------------------------------------------------------------------------
+
+    def attach(self, run: Run) -> None:
+        """Freeze the model but for the head, then adapt every target layer in the model's order."""
+        run.model.requires_grad_(False)
+        for name, role in run.modules.items():
+            if "all" in self.targets or role in self.targets:
+                parent, _, child = name.rpartition(".")
+                owner = run.model.get_submodule(parent)
+                adapted = self.adapt(owner.get_submodule(child), role, run)
+                setattr(owner, child, adapted)
+                from adalora_bench.lowrank.adapter import LowRankLinear
+
+                if isinstance(adapted, LowRankLinear):
+                    run.adapters[name] = adapted
+        for param in run.head:
+            param.requires_grad_(True)
+
+    def adapt(self, base: nn.Module, role: str, run: Run) -> nn.Module:
+        """Wrap one layer, or return it untouched."""
+        return base
+
+    def param_groups(self, run: Run) -> list[Group]:
+        """All trainable parameters: the head in one group, the rest in another."""
+        from adalora_bench.train.state import Group
+
+        head = {id(p) for p in run.head}
+        rest = [p for p in run.trainable_parameters() if id(p) not in head]
+        heads = [p for p in run.head if p.requires_grad]
+        common = {"weight_decay": run.settings.weight_decay, "warmup": run.settings.warmup}
+        return [
+            Group(params=rest, lr=self.lr, name="adapter", **common),
+            Group(params=heads, lr=self.lr if self.head_lr is None else self.head_lr, name="head", **common),
+        ]
+
+    # -- the hooks, in the order of the loop ----------------------------------------------------------------
+
+    def setup(self, run: Run) -> None:
+        """Once, before the first step; total_steps and steps_per_epoch are known."""
+
+    def before_forward(self, run: Run) -> None:
+        """Once per step, before the first micro-batch."""
+
+    def penalty(self, run: Run) -> Tensor | None:
+        """A term of the loss that depends on parameters only; once per step."""
+        return None
+
+    def after_backward(self, run: Run) -> None:
+        """Once per step: gradients are accumulated, unscaled and unclipped."""
+
+    def after_step(self, run: Run) -> None:
+        """Once per step: parameters have moved, `.grad` is still there."""
+
+    def finalize(self, run: Run) -> None:
+        """After the last step: shrink to plain low-rank form."""
+
+    def check(self, run: Run) -> None:
+        """Did what the method promises happen? Raises PromiseBroken if not; the run is then failed."""
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raises UserError unless value > 0 (NaN is refused too)."""
+    if not value > 0:
+        raise UserError(f"{name}={value} must be above 0.")
+
+
+def require_at_least_one(name: str, value: int) -> None:
+    """Raises UserError for a configured count below 1 (a rank of 0 trains nothing)."""
+    if value < 1:
+        raise UserError(f"{name}={value} must be at least 1.")

@@ -1,0 +1,95 @@
+"""The record of one unit, put together from what its training left. The fields are those of schema.py."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adalora_bench import metrics, prepare
+from adalora_bench.config import STEERING
+from adalora_bench.lowrank.budget import trainable
+from adalora_bench.records import environment, git_state
+
+if TYPE_CHECKING:
+    from adalora_bench.data.sources import Found
+    from adalora_bench.run import Training
+    from adalora_bench.train.state import Run
+
+
+def describe(training: Training, status: str, reason: str | None) -> dict[str, Any]:
+    """The record of a unit that ended: `ok`, `collapsed`, `diverged`, or `failed` for a broken promise."""
+    cell, run = training.unit.cell, training.run
+    whole = status in ("ok", "collapsed")
+    stored = sum(p.numel() for layer in run.adapters.values() for p in layer.blocks.parameters())
+    head = trainable(run.head)
+    seconds = {k: round(v, 3) for k, v in training.meter.seconds.items()}
+    return {
+        "schema": 1,
+        "key": cell.key,
+        "settings_key": cell.settings_key,
+        "names": cell.names,
+        "overrides": list(cell.overrides),
+        "config": {
+            key: value for key, value in cell.config.items() if key == "recipe" or key not in STEERING
+        },
+        "seed": training.unit.seed,
+        "versions": {
+            "task": training.task.version,
+            "backbone": training.backbone.version,
+            "method": training.method.version,
+            "engine": prepare.ENGINE_VERSION,
+        },
+        "data_fingerprint": training.task.fingerprint(
+            training.found[cell.names["task"]], cell.config["split"]
+        ),
+        "split": cell.config["split"],
+        "status": status,
+        "reason": reason,
+        "main_metric": training.task.main_metric,
+        "final": training.history[-1] if whole else None,
+        "best": training.best if whole else None,
+        "history": training.history,
+        "baseline": training.task.majority(training.rows.report),
+        "rows": training.rows.counts,
+        "subset": training.rows.subset,
+        "params": {
+            "total": sum(p.numel() for p in run.model.parameters()) - stored,
+            "head": head,
+            "adapter_initial": training.initial["adapter"],
+            "adapter_final": adapter_parameters(run),
+            "adapter_average": round(run.budget.average_trainable, 1),
+            "stored_final": stored,
+        },
+        "ranks": {
+            "initial_total": training.initial["rank"] if run.adapters else None,
+            "final_total": run.total_rank if run.adapters else None,
+            "final": {name: layer.rank for name, layer in run.adapters.items()},
+            "trace": run.budget.trace,
+        },
+        "events": [event.as_dict() for event in run.events],
+        "seconds": seconds | {"total": round(sum(seconds.values()), 3)},
+        "peak_memory_bytes": training.meter.peak_memory_bytes(),
+        "tokens": training.meter.tokens,
+        "flops": training.meter.flops,
+        "environment": environment() | {"device": str(training.device)},
+        "git": git_state(Path(__file__).parent.parent),
+        "sources": {
+            "task": _asset(training.found[cell.names["task"]]),
+            "backbone": _asset(training.found[cell.names["backbone"]]),
+        },
+        "metrics": {name: metrics.signature(name) for name in training.task.metrics},
+        "steps": run.step,
+        "total_steps": run.total_steps,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def adapter_parameters(run: Run) -> int:
+    """Trainable numbers without the head."""
+    return trainable(run.trainable_parameters()) - trainable(run.head)
+
+
+def _asset(found: Found) -> dict[str, str]:
+    """Who served an asset and under which pin; no path of this machine."""
+    return {"served_by": found.served_by, "detail": found.detail}

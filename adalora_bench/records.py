@@ -1,0 +1,287 @@
+"""Results as facts on disk: one JSON per (cell, seed), checked, written whole, leased to one worker.
+
+    <root>/<task>/<backbone>/<method>/<key[:8]>/seed<k>/record.json
+
+Beside a record lie steps.jsonl, predictions.jsonl.gz and what else the unit leaves (`adalora_bench.files`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from adalora_bench.environment import environment, git_state
+from adalora_bench.errors import UserError
+from adalora_bench.files import (
+    TEMPORARY,
+    append_jsonl,
+    atomic_write,
+    finite,
+    read_jsonl,
+    read_predictions,
+    write_predictions,
+    writing,
+)
+from adalora_bench.schema import DONE, FINISHED, KEY, SCHEMA, STATUSES, finished_at, misfit
+
+__all__ = [
+    "DONE",
+    "FINISHED",
+    "SCHEMA",
+    "STATUSES",
+    "LeaseHeld",
+    "Quarantined",
+    "RecordStore",
+    "Scan",
+    "append_jsonl",
+    "atomic_write",
+    "environment",
+    "finished_at",
+    "finite",
+    "git_state",
+    "misfit",
+    "read_jsonl",
+    "read_predictions",
+    "write_predictions",
+]
+
+log = logging.getLogger(__name__)
+
+RECORD = "record.json"
+_LOCK = "unit.lock"
+_HOLDER = "holder.lease"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+# What a table never shows and what makes a record large.
+_HEAVY = ("history", "events", "environment")
+_HEAVY_RANKS = ("final", "trace")
+
+
+class Keyed(Protocol):
+    """The part of a cell that the store needs."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Method, task, backbone and scale."""
+
+    @property
+    def key(self) -> str:
+        """The content key, 64 hex characters."""
+
+
+class LeaseHeld(Exception):
+    """Another process works on this unit; `holder` says which, as far as it is known."""
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        super().__init__(f"{folder} is being worked on by {holder}.")
+        self.holder = holder
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A file that is not counted as a record: where it lies now, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All records of a store in the order of their paths, and the files that this scan refused."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RecordStore:
+    """The folder of records; `root` is what holds <task>/, for instance results/runs."""
+
+    root: Path
+
+    def folder(self, names: Mapping[str, str], key: str, seed: int) -> Path:
+        """The folder of one unit. ValueError: a name, key or seed that could lead out of the root."""
+        parts = [names["task"], names["backbone"], names["method"]]
+        for part in parts:
+            if not _NAME.fullmatch(part):
+                raise ValueError(
+                    f"{part!r} is no name for a folder: letters, digits, '_', '.', '-', at most 100."
+                )
+        if not KEY.fullmatch(key):
+            raise ValueError(f"a key is 64 hex characters, not {key!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"a seed is a whole number from 0 on, not {seed!r}.")
+        return self.root.joinpath(*parts, key[:8], f"seed{seed}")
+
+    def write(self, record: Mapping[str, Any]) -> Path:
+        """Write one record and return its path. NaN and infinity become null: diverged and failed ones only.
+
+        ValueError: the record fits no schema, or holds a NaN under another status.
+        UserError: the file system refuses, or the folder belongs to a key with the same first 8 letters.
+        In every case of an error the earlier record is intact.
+        """
+        plain, broken = finite(record)
+        if broken and plain.get("status") in FINISHED:
+            raise ValueError(f"{broken[0]} is NaN or infinite, but the status is {plain['status']!r}.")
+        reason = misfit(plain)
+        if reason:
+            raise ValueError(f"the record fits no schema: {reason}.")
+        folder = self.folder(plain["names"], plain["key"], plain["seed"])
+        earlier = self.read(folder)
+        if earlier is not None and earlier["key"] != plain["key"]:
+            raise UserError(
+                f"{folder} belongs to the key {earlier['key']}; move it away to store {plain['key']}."
+            )
+        path = folder / RECORD
+        atomic_write(path, _text(plain).encode())
+        return path
+
+    def read(self, folder: Path) -> dict[str, Any] | None:
+        """The record in a unit's folder; None where there is none or it was quarantined (and logged)."""
+        record, refused = self._load(folder / RECORD)
+        if refused:
+            log.warning("%s: %s", refused.path, refused.reason)
+        return record
+
+    def scan(self, *, light: bool = False) -> Scan:
+        """Read every record. A file that does not parse or fits no schema is renamed to record.json.bad-<n>.
+
+        Both lists follow the sorted paths. A file that cannot be read, or lies in a folder other than its
+        own, is named but left where it is. `light` drops what tables never show and what fills the memory:
+        history, events, environment, ranks per module and trace.
+        """
+        found = Scan()
+        for path in sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}")):
+            record, refused = self._load(path)
+            if record is not None and (home := self._home(record)) != path.parent:
+                refused = Quarantined(path, f"lies outside its own folder {home.relative_to(self.root)}")
+                record = None
+            if refused:
+                log.warning("%s: %s", refused.path, refused.reason)
+                found.quarantined.append(refused)
+            if record is not None:
+                found.records.append(_lighten(record) if light else record)
+        return found
+
+    @contextmanager
+    def lease(self, folder: Path) -> Iterator[None]:
+        """Hold a unit's folder while working on it; the folder is made where it is missing.
+
+        The lock is the operating system's: it is free again as soon as its holder is dead.
+        LeaseHeld: another process holds it. UserError: the folder cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(folder / _LOCK, timeout=0)
+        with writing(folder / _LOCK):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise LeaseHeld(folder, _holder(folder)) from None
+        try:
+            with writing(folder / _HOLDER):
+                for rest in folder.glob(
+                    f"*{TEMPORARY}"
+                ):  # of a writer that was killed; nobody else writes here now
+                    rest.unlink(missing_ok=True)
+                since = datetime.now(UTC).isoformat(timespec="seconds")
+                (folder / _HOLDER).write_text(
+                    f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+                )
+            yield
+        finally:
+            (folder / _HOLDER).unlink(missing_ok=True)
+            lock.release()
+
+    def is_done(self, cell: Keyed, seed: int) -> bool:
+        """Whether this key and seed has a result: ok, collapsed or diverged. A failed unit is not done."""
+        record = self.read(self.folder(cell.names, cell.key, seed))
+        return record is not None and record["key"] == cell.key and record["status"] in DONE
+
+    def check_writable(self) -> None:
+        """Refuse a store that cannot be written before anything is trained. UserError: path and reason."""
+        probe = self.root / f".probe-{os.getpid()}{TEMPORARY}"
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                probe.write_bytes(b"probe")
+            finally:
+                probe.unlink(missing_ok=True)
+
+    def _home(self, record: Mapping[str, Any]) -> Path:
+        return self.folder(record["names"], record["key"], record["seed"])
+
+    def _load(self, path: Path) -> tuple[dict[str, Any] | None, Quarantined | None]:
+        try:
+            with path.open("rb") as file:
+                seen = os.fstat(file.fileno())
+                content = file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None, None
+        except OSError as error:
+            return None, Quarantined(path, f"cannot be read: {error.strerror}")
+        try:
+            record = json.loads(content, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            return None, _quarantine(path, seen, f"does not parse: {error}")
+        reason = misfit(record) or self._unfit_names(record)
+        if reason:
+            return None, _quarantine(path, seen, f"fits no schema: {reason}")
+        return record, None
+
+    def _unfit_names(self, record: Mapping[str, Any]) -> str | None:
+        try:
+            self._home(record)
+        except ValueError as error:
+            return str(error).rstrip(".")
+        return None
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    # One line per top-level field: small, and still readable and comparable line by line.
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(record[name], sort_keys=True, allow_nan=False)}"
+        for name in sorted(record)
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _quarantine(path: Path, seen: os.stat_result, reason: str) -> Quarantined:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.bad-{number}")).exists():
+        number += 1
+    try:
+        # A writer may have replaced the file since it was read; then the good one must stay.
+        if path.stat().st_ino == seen.st_ino:
+            os.rename(path, aside)
+            return Quarantined(aside, reason)
+    except OSError as error:
+        return Quarantined(path, f"{reason} (left in place: {error.strerror})")
+    return Quarantined(path, f"{reason} (replaced meanwhile, left in place)")
+
+
+def _lighten(record: dict[str, Any]) -> dict[str, Any]:
+    light = {name: value for name, value in record.items() if name not in _HEAVY}
+    if light.get("ranks"):
+        light["ranks"] = {name: value for name, value in light["ranks"].items() if name not in _HEAVY_RANKS}
+    return light
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / _HOLDER).read_text().strip() or "a process that has not said its name yet"
+    except OSError:
+        return "a process that has not said its name yet"

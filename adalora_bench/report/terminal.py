@@ -1,0 +1,60 @@
+"""The cells of a command as a small table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from adalora_bench.report.cells import CellRow
+from adalora_bench.report.statistics import Summary
+
+
+def cells_table(rows: Sequence[CellRow]) -> Table:
+    """One line per cell: main score as median [min, max] x 100, seeds, majority class, ranks, parameters, seconds."""
+    places = dict.fromkeys(
+        f"{row.group.backbone}, scale {row.group.scale}, split {row.group.split}" for row in rows
+    )
+    table = Table(
+        title="; ".join(places), title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for name in ("task", "method"):
+        table.add_column(name, overflow="fold")
+    for name in ("median [min, max]", "n", "majority", "ranks", "parameters", "seconds"):
+        table.add_column(name, justify="right", no_wrap=name == "median [min, max]")
+    several = len(places) > 1
+    for row in rows:
+        summary = row.scores.get(row.main_metric)
+        table.add_row(
+            row.task,
+            f"{row.label} @ {row.group.backbone}" if several else row.label,
+            row.main_metric + " " + ("-" if summary is None else _interval(summary)),
+            "-" if summary is None else _n(summary, row.statuses),
+            _percent(row.baseline.get(row.main_metric)),
+            _change(row.rank_initial, row.rank_final),
+            _change(row.params_initial, row.params_final),
+            "-" if row.seconds is None else f"{row.seconds:.0f}",
+        )
+    return table
+
+
+def _interval(summary: Summary) -> str:
+    return f"{_percent(summary.median)} [{_percent(summary.low)}, {_percent(summary.high)}]"
+
+
+def _n(summary: Summary, statuses: dict[str, int]) -> str:
+    n = str(summary.n) if summary.finished == summary.n else f"{summary.finished}/{summary.n}"
+    return f"{n}*" if statuses.get("collapsed") else n
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" if abs(value) != float("inf") else "diverged"
+
+
+def _change(initial: float | None, final: float | None) -> str:
+    if initial is None or final is None:
+        return "-"
+    return f"{final:,.0f}" if initial == final else f"{initial:,.0f} -> {final:,.0f}"

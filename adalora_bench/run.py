@@ -1,0 +1,265 @@
+"""One unit: build -> train -> record. What happens to one (cell, seed), in the order in which it happens."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from adalora_bench import prepare
+from adalora_bench.backbones import Backbone
+from adalora_bench.config import build, scale_config, train_config
+from adalora_bench.data.tasks import Task
+from adalora_bench.errors import Diverged, PromiseBroken, UserError
+from adalora_bench.methods.base import Method
+from adalora_bench.outcome import adapter_parameters, describe
+from adalora_bench.records import RecordStore, append_jsonl, read_jsonl, write_predictions
+from adalora_bench.train import checkpoint, loop
+from adalora_bench.train.evaluate import Predictions, is_collapsed, predict
+from adalora_bench.train.meter import Meter
+from adalora_bench.train.seeds import derive, generator
+from adalora_bench.train.state import OptimizerSettings, Run
+from adalora_bench.units import Unit
+
+Notify = Callable[[dict[str, Any]], None]
+Stop = Callable[[], int | None]
+
+
+def run_unit(
+    unit: Unit, store_root: Path, notify: Notify, stop: Stop, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Train one unit and write its record. Continues from a checkpoint where there is one.
+
+    Args:
+        unit: the cell, with its key, and the seed.
+        store_root: the results folder.
+        notify: takes progress events.
+        stop: gives the number of a signal that asks to stop, or None.
+        options: "force" runs again what is recorded; "threads" is torch's thread count (1).
+
+    Returns:
+        status, reason, scores and seconds, for the summary of the command.
+
+    Raises:
+        Interrupted: `stop` named a signal; the checkpoint is written.
+        LeaseHeld: another process works on this unit.
+    """
+    torch.set_num_threads(int(options.get("threads", 1)))
+    store = RecordStore(store_root / "runs")
+    folder = store.folder(unit.cell.names, unit.cell.key, unit.seed)
+    with store.lease(folder):
+        record = None if options.get("force") else store.read(folder)
+        if record is None or not store.is_done(unit.cell, unit.seed):
+            if options.get("force"):
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            training = Training(unit, folder, notify, stop)
+            record = training.record()
+            store.write(record)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return {
+        "status": record["status"],
+        "reason": record["reason"],
+        "scores": (record["final"] or {}).get("scores", {}),
+        "seconds": record["seconds"]["total"],
+    }
+
+
+class Training:
+    """The parts of one unit, built from its config, and its course."""
+
+    def __init__(self, unit: Unit, folder: Path, notify: Notify, stop: Stop) -> None:
+        self.unit, self.folder, self.notify, self.stop = unit, folder, notify, stop
+        config = unit.cell.config
+        self.meter = Meter()
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.predicted: dict[str, Predictions] = {}
+        self.saved_at = time.monotonic()
+        self.checkpoints = folder / "checkpoints"
+        notify({"phase": "load", "step": 0, "total_steps": None})
+        with self.meter.phase("load"):
+            self.task: Task = build(config["task"], "task")
+            self.backbone: Backbone = build(config["backbone"], "backbone")
+            self.method: Method = build(config["method"], "method")
+            self.settings = train_config(unit.cell)
+            self.device = choose_device(config["device"])
+            self.found = prepare.assets([unit.cell], prepare.places_of(config))
+            self.rows = prepare.rows_of(unit.cell, self.found[unit.cell.names["task"]])
+            self._encode()
+            self._build()
+
+    # -- building -------------------------------------------------------------------------------------------
+
+    def _encode(self) -> None:
+        found = self.found[self.unit.cell.names["backbone"]]
+        tokenizer = self.backbone.tokenizer(found)
+        cap = scale_config(self.unit.cell).max_length
+        length = self.task.max_length if cap is None else min(self.task.max_length, cap)
+        self.report = {k: self.task.encode(rows, tokenizer, length) for k, rows in self.rows.report.items()}
+        self.labels = {k: [e["label"] for e in examples] for k, examples in self.report.items()}
+        self.data = loop.Data(
+            train=self.task.encode(self.rows.train, tokenizer, length),
+            kind=self.task.kind,
+            pad_id=tokenizer.pad_token_id,
+            device=self.device,
+        )
+
+    def _build(self) -> None:
+        seed, train = self.unit.seed, self.settings
+        loaded = self.backbone.load(
+            self.found[self.unit.cell.names["backbone"]],
+            outputs=self.task.outputs,
+            head_seed=derive(seed, "head"),
+        )
+        loaded.model.to(self.device)
+        cap = scale_config(self.unit.cell).max_steps
+        total, per_epoch = train.step_counts(len(self.data.train), cap)
+        self.run = Run(
+            loaded.model,
+            loaded.modules,
+            total_steps=total,
+            steps_per_epoch=per_epoch,
+            settings=OptimizerSettings(
+                weight_decay=train.weight_decay,
+                betas=(train.beta1, train.beta2),
+                eps=train.eps,
+                warmup=train.steps("warmup", total, per_epoch),
+                schedule=train.schedule,
+            ),
+            generator=generator(seed, "method"),
+            head=loaded.head,
+        )
+        self.loop_settings = loop.LoopSettings(
+            batch_size=train.batch_size,
+            micro_batches=train.micro_batches,
+            max_grad_norm=train.max_grad_norm,
+            eval_every=train.steps("eval_every", total, per_epoch),
+            log_every=train.log_every,
+            precision=train.precision,
+        )
+        torch.manual_seed(derive(seed, "dropout"))
+        loop.begin(self.method, self.run)
+        self.frozen = checkpoint.frozen_base_names(self.run, moves_base=self.method.moves_base)
+        self.initial = {"adapter": adapter_parameters(self.run), "rank": self.run.total_rank}
+        newest = checkpoint.newest(self.checkpoints)
+        log = self.folder / "steps.jsonl"
+        if newest is None:
+            log.unlink(missing_ok=True)
+            return
+        extra = checkpoint.restore(self.run, *newest)
+        self.history, self.best = extra["history"], extra["best"]
+        self.meter.load(extra["meter"])
+        rows = [row for row in read_jsonl(log)[0] if row["step"] < self.run.step]
+        log.unlink(missing_ok=True)
+        for row in rows:
+            append_jsonl(log, row)
+
+    # -- the course -----------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """Train to the end and describe what came out; a diverged or broken run is described too."""
+        call = loop.Callbacks(
+            evaluate=self._evaluate,
+            log=lambda row: append_jsonl(self.folder / "steps.jsonl", row),
+            evaluated=self._evaluated,
+            stepped=self._stepped,
+            stop=self.stop,
+        )
+        status, reason = "ok", None
+        try:
+            loop.train(self.method, self.run, self.data, self.unit.seed, self.loop_settings, self.meter, call)
+            loop.finish(self.method, self.run, call)
+            if is_collapsed(self.predicted, self.labels):
+                status, reason = "collapsed", "one and the same answer to every report row"
+        except Diverged as error:
+            status, reason = "diverged", str(error)
+        except PromiseBroken as error:
+            status, reason = "failed", str(error)
+        if status in ("ok", "collapsed"):
+            self._keep_artefacts()
+        return describe(self, status, reason)
+
+    def _evaluate(self) -> dict[str, float]:
+        self.notify({"phase": "evaluate", "step": self.run.step, "total_steps": self.run.total_steps})
+        with self.meter.phase("evaluate"):
+            self.predicted = {
+                suffix: predict(
+                    self.run.model,
+                    examples,
+                    kind=self.data.kind,
+                    pad_id=self.data.pad_id,
+                    device=self.device,
+                    precision=self.settings.precision,
+                )
+                for suffix, examples in self.report.items()
+            }
+            values = [float(v) for p in self.predicted.values() for v in p]
+            if not all(map(math.isfinite, values)):
+                raise Diverged(f"a prediction is not finite at step {self.run.step}")
+            return self.task.score(self.predicted, self.rows.report)
+
+    def _evaluated(self, scores: dict[str, float]) -> None:
+        point = {"step": self.run.step, "epoch": round(self.run.epoch, 4), "scores": scores}
+        self.history.append(point)
+        main = self.task.main_metric
+        if self.best is None or scores[main] > self.best["scores"][main]:
+            self.best = point | {"selected_on": self.unit.cell.config["split"]}
+        self._progress("train", scores[main])
+
+    def _stepped(self, row: dict[str, Any], must_save: bool) -> None:
+        if self.run.step % max(1, self.run.total_steps // 50) == 0:
+            self._progress("train", None, row["loss"])
+        due = time.monotonic() - self.saved_at > 60 * self.unit.cell.config["checkpoint_minutes"]
+        if (must_save or due) and self.run.step < self.run.total_steps:
+            extra = {"history": self.history, "best": self.best, "meter": self.meter.state()}
+            checkpoint.save(self.checkpoints, self.run, self.frozen, extra)
+            self.saved_at = time.monotonic()
+
+    def _progress(self, phase: str, score: float | None, loss: float | None = None) -> None:
+        event = {
+            "phase": phase,
+            "step": self.run.step,
+            "total_steps": self.run.total_steps,
+            "metric": self.task.main_metric,
+            "rank": self.run.total_rank if self.run.adapters else None,
+        }
+        self.notify(event | {k: v for k, v in (("score", score), ("loss", loss)) if v is not None})
+
+    # -- what is left of it ---------------------------------------------------------------------------------
+
+    def _keep_artefacts(self) -> None:
+        rows = [
+            {"set": suffix, "row": i, "prediction": value, "label": label}
+            for suffix, values in self.predicted.items()
+            for i, (value, label) in enumerate(zip(values, self.labels[suffix], strict=True))
+        ]
+        write_predictions(self.folder / "predictions.jsonl.gz", rows)
+        tensors = {
+            k: v.detach().cpu().contiguous()
+            for k, v in self.run.model.state_dict().items()
+            if k not in self.frozen
+        }
+        scales = json.dumps({name: layer.scale for name, layer in self.run.adapters.items()})
+        if self.run.adapters:  # a fully trained model is as large as its backbone: not kept
+            save_file(tensors, self.folder / "adapter.safetensors", metadata={"scales": scales})
+
+
+def choose_device(name: str) -> torch.device:
+    """auto takes a GPU where torch sees one.
+
+    Raises:
+        UserError: cuda was asked for and is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name!r} must be auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no GPU; use device=cpu.")
+    use_gpu = name != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")

@@ -1,0 +1,1 @@
+"""The loop, its state, its clock and its checkpoints."""

@@ -1,0 +1,160 @@
+"""THE loop. It knows Method and Run, and no method by name.
+
+method.attach(run); run.start(method.param_groups(run)); method.setup(run)
+for step in range(total_steps):
+    zero_grad                                   at the top: after_step may still read .grad
+    method.before_forward(run)
+    for micro in batch:                         length-sorted pieces of one batch
+        (sum of its item losses / items of the whole batch).backward()
+    method.penalty(run).backward()              parameters only, once per step
+    method.after_backward(run)                  once per step: accumulated, unscaled, unclipped gradients
+    clip; learning rates of (step - born); optimizer.step()
+    method.after_step(run)
+    run.observe()                               the budget
+    step += 1; evaluate, checkpoint when due
+method.finalize(run); evaluate; method.check(run)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adalora_bench.data.collate import Example, MicroBatch, batch_positions, collate, split_by_length
+from adalora_bench.errors import Diverged, Interrupted
+from adalora_bench.methods.base import Method
+from adalora_bench.train.meter import Meter, count_flops
+from adalora_bench.train.objective import item_losses
+from adalora_bench.train.state import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How the loop cuts, clips and reports; the numbers of train/*.yaml in steps."""
+
+    batch_size: int
+    micro_batches: int
+    max_grad_norm: float
+    eval_every: int  # steps; 0 evaluates at the end only
+    log_every: int
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Encoded training rows and how to turn them into tensors."""
+
+    train: list[Example]
+    kind: str  # of task, see objective.py
+    pad_id: int
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What the loop tells the world. None of them may change the run."""
+
+    evaluate: Callable[[], dict[str, float]]
+    log: Callable[[dict[str, Any]], None]  # one row of steps.jsonl
+    evaluated: Callable[[dict[str, float]], None]  # after each evaluation: keeps history and best
+    stepped: Callable[[dict[str, Any], bool], None]  # after each step: its row; True: write a checkpoint now
+    stop: Callable[[], int | None]  # number of the signal that asks to stop, if any
+
+
+def begin(method: Method, run: Run) -> None:
+    """Everything before the first step."""
+    method.attach(run)
+    run.start(method.param_groups(run))
+    method.setup(run)
+
+
+def train(
+    method: Method, run: Run, data: Data, seed: int, settings: LoopSettings, meter: Meter, call: Callbacks
+) -> None:
+    """Run from `run.step` (0, or where a checkpoint left it) to the end.
+
+    Raises:
+        Diverged: loss or gradient norm is NaN or infinite.
+        Interrupted: `call.stop` named a signal; the checkpoint is written.
+    """
+    run.model.train()
+    while run.step < run.total_steps:
+        with meter.phase("train"), count_flops(meter) if run.step == 0 else nullcontext():
+            row = training_step(method, run, data, seed, settings, meter)
+        last = run.step == run.total_steps
+        if run.step == 1 or last or run.step % settings.log_every == 0:
+            call.log(row)
+        if settings.eval_every and run.step % settings.eval_every == 0 and not last:
+            call.evaluated(call.evaluate())
+            run.model.train()
+        signum = call.stop()
+        call.stepped(row, signum is not None)
+        if signum is not None:
+            raise Interrupted(signum)
+
+
+def finish(method: Method, run: Run, call: Callbacks) -> None:
+    """After the last step: shrink, evaluate, and ask the method whether it kept its promise."""
+    method.finalize(run)
+    call.evaluated(call.evaluate())
+    method.check(run)
+
+
+def training_step(
+    method: Method, run: Run, data: Data, seed: int, settings: LoopSettings, meter: Meter
+) -> dict[str, Any]:
+    """One optimizer step with every hook in its place. Returns a row for the log."""
+    assert run.optimizer is not None
+    positions = batch_positions(len(data.train), settings.batch_size, seed, run.step)
+    pieces = split_by_length(data.train, positions, settings.micro_batches)
+
+    run.optimizer.zero_grad(set_to_none=True)
+    method.before_forward(run)
+    losses = []
+    for piece in pieces:
+        micro = collate(data.train, piece, pad_id=data.pad_id, regression=data.kind == "regression")
+        meter.count_tokens(micro.real_tokens, micro.processed_tokens)
+        losses.append(backward(run, micro, data, items=len(positions), precision=settings.precision))
+    loss = float(torch.stack(losses).sum())
+    if not math.isfinite(loss):
+        raise Diverged(f"loss is {loss} at step {run.step}")
+    penalty = method.penalty(run)
+    if penalty is not None:
+        penalty.backward()  # type: ignore[no-untyped-call]
+    method.after_backward(run)
+
+    norm = run.clip(settings.max_grad_norm)
+    run.set_learning_rates()
+    run.optimizer.step()
+    method.after_step(run)
+    run.observe()
+    row = {
+        "step": run.step,
+        "loss": round(loss, 6),
+        "penalty": None if penalty is None else round(float(penalty.detach()), 6),
+        "grad_norm": round(norm, 6),
+        "lr": run.lr_of(run.optimizer.param_groups[0]),
+        "rank": run.total_rank,
+    }
+    run.advance()
+    return row
+
+
+def backward(run: Run, micro: MicroBatch, data: Data, *, items: int, precision: str) -> Tensor:
+    """Add the gradient of one micro-batch; its items weigh as in the mean over the whole batch."""
+    with autocast(data.device, precision):
+        logits: Tensor = run.model(**{k: v.to(data.device) for k, v in micro.inputs.items()})
+    loss = item_losses(data.kind, logits, micro.labels.to(data.device)).sum() / items
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast where asked for; fp32 leaves everything as it is."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

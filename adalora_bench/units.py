@@ -1,0 +1,102 @@
+"""A unit of work, one (cell, seed), and how a command over many of them ended. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from adalora_bench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_UNIT_FAILED
+
+if TYPE_CHECKING:
+    from adalora_bench.config import Cell
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One cell under one seed: what is run, recorded, resumed and lost as a whole."""
+
+    cell: Cell
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For people: "increlora rte seed 3 (minilm_l6, method.rank=2)"."""
+        names = self.cell.names
+        rest = ", ".join([names["backbone"], *self.cell.overrides])
+        return f"{names['method']} {names['task']} seed {self.seed} ({rest})"
+
+
+class Done(NamedTuple):
+    """A unit with a result; `outcome` is what run_unit returned."""
+
+    unit: Unit
+    outcome: dict[str, Any]
+
+
+class Failure(NamedTuple):
+    """A unit without a result: the cause in one line, and its log where there is more to say."""
+
+    unit: Unit
+    cause: str
+    error_log: Path | None
+
+
+@dataclass
+class Summary:
+    """How a command ended; every list in the order in which the units were given."""
+
+    done: list[Done] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    held: list[Unit] = field(default_factory=list)  # another process has their lease
+    left: list[Unit] = field(
+        default_factory=list
+    )  # not run, or stopped at a checkpoint, because of the signal
+    skipped: list[Unit] = field(default_factory=list)  # recorded before; passed through
+    interrupted: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 some unit failed, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1."""
+        if self.interrupted is not None:
+            return EXIT_INTERRUPTED if self.interrupted == signal.SIGINT else EXIT_TERMINATED
+        return EXIT_UNIT_FAILED if self.failed else EXIT_OK
+
+
+def unit_folder(store_root: Path, unit: Unit) -> Path:
+    """The unit's folder in the store; `store_root` is the results folder."""
+    from adalora_bench.records import RecordStore
+
+    return RecordStore(store_root / "runs").folder(unit.cell.names, unit.cell.key, unit.seed)
+
+
+def rerun_command(unit: Unit) -> str:
+    """The command, quoted for a shell, that runs this unit alone."""
+    names = [f"{group}={unit.cell.names[group]}" for group in ("method", "task", "backbone", "scale")]
+    typed = [text for text in unit.cell.overrides if not text.startswith("seeds=")]
+    return shlex.join(["bench", "run", *names, *typed, f"seeds=[{unit.seed}]"])
+
+
+def labels(units: Sequence[Unit]) -> list[str]:
+    """The name of each unit; where two are alike (other scale, say), the start of the key is added."""
+    names = [unit.name for unit in units]
+    return [
+        f"{name} {unit.cell.key[:8]}" if names.count(name) > 1 else name
+        for name, unit in zip(names, units, strict=True)
+    ]
+
+
+def write_error_log(folder: Path, unit: Unit, cause: str, details: str | None, output: str) -> Path:
+    """All that is known about a failure, in the unit's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"{unit.name}\n{cause}\nagain: {rerun_command(unit)}\n"]
+    if details:
+        parts.append(details)
+    if output.strip():
+        parts.append(f"-- last output of the worker --\n{output.rstrip()}\n")
+    path = folder / "error.log"
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path

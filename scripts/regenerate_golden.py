@@ -1,0 +1,36 @@
+"""Write the tables that tests/golden expects, from the hand-made records beside them: read the diff before you keep it.
+
+python scripts/regenerate_golden.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+sys.path.insert(0, str(ROOT))
+
+from adalora_bench.records import RecordStore  # noqa: E402
+from adalora_bench.report.tables import build_tables  # noqa: E402
+
+
+def main() -> None:
+    """Replace every expected table, for both selections of the checkpoint; remove those that no record makes."""
+    records = RecordStore(GOLDEN / "store").scan().records
+    for selection in ("last", "best"):
+        folder = GOLDEN / "expected" / selection
+        folder.mkdir(parents=True, exist_ok=True)
+        tables = build_tables(records, selection)
+        for path in folder.glob("*.md"):
+            if path.stem not in tables:
+                path.unlink()
+        for name, text in tables.items():
+            (folder / f"{name}.md").write_bytes(text.encode())
+            print(f"{(folder / name).relative_to(ROOT)}.md")
+
+
+if __name__ == "__main__":
+    main()
