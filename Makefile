@@ -19,6 +19,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BENCH := $(BIN)/bench
+# A folder of its own, outside git: records that a checkout brings along must not make the demo a no-op.
+DEMO_ARGS := results_dir=results/demo
 RUN_ARGS := $(if $(JOBS),jobs=$(JOBS))
 QUIET_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 PYTEST := $(BIN)/python -m pytest
@@ -43,9 +45,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embedded assets: about 10 minutes on 2 cores
 	$(BENCH) fetch task=film_reviews scale=cpu
-	$(BENCH) run method=increlora task=film_reviews scale=cpu $(RUN_ARGS)
-	$(BENCH) run method=lora method.rank=2 task=film_reviews scale=cpu $(RUN_ARGS)
-	$(BENCH) tables --compare task=film_reviews
+	$(BENCH) run method=increlora task=film_reviews scale=cpu $(DEMO_ARGS) $(RUN_ARGS)
+	$(BENCH) run method=lora method.rank=2 task=film_reviews scale=cpu $(DEMO_ARGS) $(RUN_ARGS)
+	$(BENCH) tables --compare $(DEMO_ARGS) task=film_reviews
 
 test: install ## All offline tests, without real data (10 minutes at most)
 	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2)

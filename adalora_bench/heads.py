@@ -18,13 +18,13 @@ class MeanPooled(nn.Module):
         dropout: in front of the linear layer.
     """
 
-    def __init__(self, body: nn.Module, *, outputs: int, dropout: float) -> None:
+    def __init__(self, body: Any, *, outputs: int, dropout: float) -> None:
         super().__init__()
         if getattr(body, "pooler", None) is not None:
             body.pooler = None  # its output would not be used
         self.body = body
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(body.config.hidden_size, outputs)  # type: ignore[union-attr, arg-type]
+        self.head = nn.Linear(body.config.hidden_size, outputs)
 
     def forward(self, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         """attention_mask (n, length) and the body's other inputs -> logits (n, outputs)."""

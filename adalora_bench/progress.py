@@ -263,11 +263,12 @@ class TerminalProgress(Progress):
         """One row per running unit, below them the overall bar with the estimated end."""
         now = self.clock()
         rows = Table(box=None, pad_edge=False, header_style="dim")
-        rows.add_column("unit", overflow="ellipsis", no_wrap=True, ratio=1)
+        rows.add_column("unit", ratio=1)  # the only column that may shrink: its text is cut, not wrapped
         for title in ("step", "loss", "score", "rank", "left"):
             rows.add_column(title, justify="right", no_wrap=True)
         for state in self.running.values():
-            rows.add_row(Text(state.name), *(Text(cell) for cell in _cells(state, now)))
+            name = Text(state.name, overflow="ellipsis", no_wrap=True)
+            rows.add_row(name, *(Text(cell) for cell in _cells(state, now)))
         overall = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=max(1, self.total), completed=self._completed(), width=30)
         overall.add_row(bar, Text(self._end_in_words()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 from collections.abc import Sequence
@@ -77,7 +78,28 @@ def rerun_command(unit: Unit) -> str:
     """The command, quoted for a shell, that runs this unit alone."""
     names = [f"{group}={unit.cell.names[group]}" for group in ("method", "task", "backbone", "scale")]
     typed = [text for text in unit.cell.overrides if not text.startswith("seeds=")]
-    return shlex.join(["bench", "run", *names, *typed, f"seeds=[{unit.seed}]"])
+    return shlex.join(["bench", "run", *names, *typed, *_places(unit.cell), f"seeds=[{unit.seed}]"])
+
+
+def _places(cell: Cell) -> list[str]:
+    """The steering settings without which the same unit would be looked for elsewhere, or be skipped."""
+    from omegaconf import OmegaConf
+
+    from adalora_bench.compose import conf_dir
+
+    usual = OmegaConf.load(conf_dir() / "run.yaml")
+    changed = [
+        (name, value)
+        for name in ("results_dir", "data_dir", "device", "offline", "force")
+        if (value := cell.config.get(name)) is not None and value != usual[name]
+    ]
+    return [f"{name}={_in_hydra(value)}" for name, value in changed]
+
+
+def _in_hydra(value: object) -> str:
+    """A value in Hydra's grammar: bare where it can be, else quoted."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
 
 def labels(units: Sequence[Unit]) -> list[str]:

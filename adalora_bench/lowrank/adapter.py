@@ -162,8 +162,7 @@ class LowRankLinear(nn.Module):
 
         Returns:
             old parameter -> (new parameter, kept row indices), so that the optimizer state can follow
-            (`Run.compact` does that). Blocks that lose every rank vanish; their parameters map to themselves
-            with no rows.
+            (`Run.compact` does that). Blocks that lose every rank vanish; their parameters map to empty ones.
         """
         moved: dict[nn.Parameter, tuple[nn.Parameter, Tensor]] = {}
         for block in list(self.rank_blocks()):
@@ -193,28 +192,33 @@ class LowRankLinear(nn.Module):
         """(..., in) -> (..., out)."""
         bias: Tensor | None = getattr(self.base, "bias", None)
         weight = self.weight
-        if self.stored_rank == 0:
+        receive = self._receive if self.want_delta_grad and torch.is_grad_enabled() else None
+        rank = self.stored_rank
+        if rank == 0 and receive is None:
             return nn.functional.linear(x, weight, bias)
         factors = self.factors()
-        a, b, gate, out_gate = factors.a, factors.b, factors.gate, self.out_gate
+        a, b, gate = factors.a, factors.b, factors.gate
+        out_gate: Tensor | None = self.out_gate
+        if receive is not None and not any(t.requires_grad for t in (x, a, b, gate)):
+            a = a.detach().requires_grad_()  # nothing else makes autograd come by, and G is wanted
+        out_features, in_features = weight.shape
+        merged = merged_is_cheaper(x.numel() // in_features, out_features, in_features, rank)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, a, b, gate = x.to(dtype), weight.to(dtype), a.to(dtype), b.to(dtype), gate.to(dtype)
+            x, a, b, gate = x.to(dtype), a.to(dtype), b.to(dtype), gate.to(dtype)
             bias = None if bias is None else bias.to(dtype)
             out_gate = None if out_gate is None else out_gate.to(dtype)
-        shape = (*x.shape[:-1], self.out_features)
-        x = x.reshape(-1, self.in_features)
+            merged = False  # W + dW in half precision would round a small dW away
+        shape = (*x.shape[:-1], out_features)
+        x = x.reshape(-1, in_features)
         if self.dropout is not None and self.training:
-            base = nn.functional.linear(x, weight, bias)
+            base = nn.functional.linear(x, weight.to(x.dtype), bias)
             dropped = self.dropout(x)
             branch: Tensor = LowRankFunction.apply(
-                dropped, None, None, a, b, gate, out_gate, self.scale, False, self._gradient_sink()
+                dropped, None, None, a, b, gate, out_gate, self.scale, False, receive
             )
             return (base + branch).reshape(shape)
-        merged = merged_is_cheaper(x.shape[0], self.out_features, self.in_features, self.stored_rank)
-        y: Tensor = LowRankFunction.apply(
-            x, weight, bias, a, b, gate, out_gate, self.scale, merged, self._gradient_sink()
-        )
+        y: Tensor = LowRankFunction.apply(x, weight, bias, a, b, gate, out_gate, self.scale, merged, receive)
         return y.reshape(shape)
 
     @torch.no_grad()
@@ -226,10 +230,9 @@ class LowRankLinear(nn.Module):
         weight += (update.T if self.transposed else update).to(weight.dtype)
         return merged
 
-    def _gradient_sink(self) -> Tensor | None:
-        """Where backward adds G = dL/d(dW): summed over micro-batches, kept until the method takes it."""
-        if not (self.want_delta_grad and torch.is_grad_enabled()):
-            return None
+    def _receive(self, big: Tensor) -> None:
+        """Backward hands over G = dL/d(dW): summed over micro-batches, kept until the method takes it."""
         if self.delta_grad is None:
-            self.delta_grad = torch.zeros_like(self.weight, memory_format=torch.contiguous_format)
-        return self.delta_grad
+            self.delta_grad = big.to(self.weight.dtype)
+        else:
+            self.delta_grad += big

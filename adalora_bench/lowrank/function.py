@@ -15,11 +15,12 @@ time of one product. `merged_is_cheaper` chooses by counting the work.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def merged_is_cheaper(tokens: int, out_features: int, in_features: int, rank: int) -> bool:
@@ -40,7 +41,7 @@ class LowRankFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,  # (N, in)
-        weight: Tensor | None,  # (out, in); None leaves the base out (the branch alone)
+        weight: Tensor | None,  # (out, in), of any precision; None leaves the base out (the branch alone)
         bias: Tensor | None,  # (out,)
         a: Tensor,  # (r, in)
         b: Tensor,  # (r, out)
@@ -48,42 +49,40 @@ class LowRankFunction(torch.autograd.Function):
         out_gate: Tensor | None,  # (out,)
         scale: float,
         merged: bool,
-        delta_grad: Tensor | None,  # (out, in): G is added to it in backward
+        receive: Callable[[Tensor], None] | None,  # is given G (out, in) in backward, to keep
     ) -> Tensor:
-        merged = merged and weight is not None
-        if merged:
+        h = None
+        if weight is not None and merged:
             y = torch.nn.functional.linear(x, _merge(weight, a, b, gate, out_gate, scale), bias)
-            h = None
         else:
             h = x @ a.T
             up = b if out_gate is None else b * out_gate
             if weight is None:
                 y = (h * gate) @ up * scale
             else:
-                y = torch.nn.functional.linear(x, weight, bias).addmm_(h * gate, up, alpha=scale)
+                y = torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+                y = y.addmm_(h * gate, up, alpha=scale)
+        # the weight as it is stored: a cast copy of it would stay in memory until backward
         ctx.save_for_backward(x, weight, a, b, gate, out_gate, h)
-        ctx.scale, ctx.merged, ctx.delta_grad = scale, merged, delta_grad
+        ctx.scale, ctx.merged, ctx.receive = scale, merged and weight is not None, receive
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, a, b, gate, out_gate, h = ctx.saved_tensors  # type: ignore[attr-defined]
-        scale, merged, delta_grad = ctx.scale, ctx.merged, ctx.delta_grad  # type: ignore[attr-defined]
-        need_x, need_w, need_bias, need_a, need_b, need_gate, need_out = ctx.needs_input_grad[:7]  # type: ignore[attr-defined]
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, gate, out_gate, h = ctx.saved_tensors
+        scale, merged, receive = ctx.scale, ctx.merged, ctx.receive
+        need_x, need_w, need_bias, need_a, need_b, need_gate, need_out = ctx.needs_input_grad[:7]
         up = b if out_gate is None else b * out_gate
 
-        big = (
-            None  # G (out, in): when it exists, T and V come from it and no skinny product touches the tokens
-        )
-        if delta_grad is not None or need_w:
+        # G (out, in): when it exists, T and V come from it and no skinny product touches the tokens
+        big: Tensor | None = None
+        if receive is not None or need_w:
             big = g.T @ x
-            if delta_grad is not None:
-                delta_grad += big
 
         need_v = need_a or need_gate
         need_q = (need_v and big is None) or (need_x and not merged)
-        q = (g @ up.T).mul_(scale) if need_q else None  # (N, r)
+        q: Any = (g @ up.T).mul_(scale) if need_q else None  # (N, r)
 
         grad_a = grad_b = grad_gate = grad_out = None
         if need_v:
@@ -106,9 +105,11 @@ class LowRankFunction(torch.autograd.Function):
             elif weight is None:
                 grad_x = (q * gate) @ a
             else:
-                grad_x = (g @ weight).addmm_(q * gate, a)
-        grad_w = big if need_w else None
+                grad_x = (g @ weight.to(g.dtype)).addmm_(q * gate, a)
+        grad_w = big.to(weight.dtype) if need_w and big is not None else None
         grad_bias = g.sum(0) if need_bias else None
+        if receive is not None and big is not None:
+            receive(big if grad_w is None else big.clone())
         return grad_x, grad_w, grad_bias, grad_a, grad_b, grad_gate, grad_out, None, None, None
 
 

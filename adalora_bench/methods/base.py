@@ -73,6 +73,8 @@ class Method:
 
     def attach(self, run: Run) -> None:
         """Freeze the model but for the head, then adapt every target layer in the model's order."""
+        from adalora_bench.lowrank.adapter import LowRankLinear
+
         run.model.requires_grad_(False)
         for name, role in run.modules.items():
             if "all" in self.targets or role in self.targets:
@@ -80,8 +82,6 @@ class Method:
                 owner = run.model.get_submodule(parent)
                 adapted = self.adapt(owner.get_submodule(child), role, run)
                 setattr(owner, child, adapted)
-                from adalora_bench.lowrank.adapter import LowRankLinear
-
                 if isinstance(adapted, LowRankLinear):
                     run.adapters[name] = adapted
         for param in run.head:
@@ -98,10 +98,11 @@ class Method:
         head = {id(p) for p in run.head}
         rest = [p for p in run.trainable_parameters() if id(p) not in head]
         heads = [p for p in run.head if p.requires_grad]
-        common = {"weight_decay": run.settings.weight_decay, "warmup": run.settings.warmup}
+        head_lr = self.lr if self.head_lr is None else self.head_lr
+        decay, warmup = run.settings.weight_decay, run.settings.warmup
         return [
-            Group(params=rest, lr=self.lr, name="adapter", **common),
-            Group(params=heads, lr=self.lr if self.head_lr is None else self.head_lr, name="head", **common),
+            Group(params=rest, lr=self.lr, weight_decay=decay, warmup=warmup, name="adapter"),
+            Group(params=heads, lr=head_lr, weight_decay=decay, warmup=warmup, name="head"),
         ]
 
     # -- the hooks, in the order of the loop ----------------------------------------------------------------

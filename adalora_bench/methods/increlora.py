@@ -51,10 +51,11 @@ class IncreLora(Method):
         require_at_least_one("method.target_rank", self.target_rank)
         require_at_least_one("method.ranks_per_growth", self.ranks_per_growth)
         require_positive("method.alpha", self.alpha)
+        require_positive("method.init_std", self.init_std)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("dropout", self.dropout)):
             if not 0 <= value < 1:
                 raise UserError(f"method.{name}={value} must lie in [0, 1).")
-        if self.orthogonality < 0:
+        if not self.orthogonality >= 0:
             raise UserError(f"method.orthogonality={self.orthogonality} must not be negative.")
         if self.score_norm not in ("avg", "sqrt"):
             raise UserError(f"method.score_norm={self.score_norm!r} must be avg or sqrt.")
@@ -71,7 +72,7 @@ class IncreLora(Method):
             if not self.top_h.endswith("%"):
                 raise ValueError
             return math.ceil(float(self.top_h[:-1]) * modules / 100)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise UserError(
                 f"method.top_h={self.top_h!r} must be a count of modules or a share such as 12%."
             ) from None

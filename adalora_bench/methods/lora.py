@@ -55,5 +55,5 @@ class Lora(Method):
         expected = self.rank * len(run.adapters)
         if run.total_rank != expected:
             raise PromiseBroken(f"LoRA ended with {run.total_rank} ranks instead of {expected}")
-        if not any(bool(p.any()) for adapter in run.adapters.values() for p in [adapter.delta()]):
+        if not any(bool(adapter.delta().any()) for adapter in run.adapters.values()):
             raise PromiseBroken("no LoRA update moved away from 0")

@@ -1,13 +1,16 @@
 """Exact save and resume of one unit: weights, ranks, optimizer, generators, method state, clock.
 
-A checkpoint is a folder `step<k>` with tensors.safetensors, state.json and, written last, an empty COMPLETE. The
-newest whole one is used; two are kept. Base weights that no one moved are not stored: they come from the backbone
-again. The sampler has no state (data/collate.py: the order is a function of seed and epoch).
+A checkpoint is a folder `step<k>` with tensors.safetensors, state.json and, written last, COMPLETE: the sha256 of the
+other two (`sha256sum -c COMPLETE` reads it). The newest whole one is used; two are kept. Base weights that no one moved
+are not stored: they come from the backbone again. The sampler has no state (data/collate.py: the order is a function of
+seed and epoch).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -18,11 +21,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adalora_bench.files import atomic_write, writing
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.budget import Budget, RankEvent
 from adalora_bench.train.state import Group, Run
 
+log = logging.getLogger(__name__)
+
 KEEP = 2
+TENSORS, STATE, COMPLETE = "tensors.safetensors", "state.json", "COMPLETE"
+GROUP_FIELDS = ("weight_decay", "born", "warmup", "name")
 
 
 def frozen_base_names(run: Run, *, moves_base: bool) -> set[str]:
@@ -45,7 +53,11 @@ def save(folder: Path, run: Run, frozen: set[str], extra: dict[str, Any]) -> Pat
     Args:
         folder: the unit's checkpoint folder.
         frozen: what `frozen_base_names` gave.
-        extra: JSON of the caller (history, best, meter), returned by `load`.
+        extra: JSON of the caller (history, best, meter), returned by `restore`.
+
+    Raises:
+        UserError: the file system refuses; earlier checkpoints are intact.
+        TypeError: `run.scratch` holds what is neither a tensor nor JSON.
     """
     assert run.optimizer is not None
     names = {id(p): name for name, p in run.model.named_parameters()}
@@ -53,60 +65,70 @@ def save(folder: Path, run: Run, frozen: set[str], extra: dict[str, Any]) -> Pat
     optimizer: list[dict[str, Any]] = []
     for group in run.optimizer.param_groups:
         params = [names[id(p)] for p in group["params"]]
-        optimizer.append(
-            {"params": params} | {k: group[k] for k in ("peak_lr", "weight_decay", "born", "warmup", "name")}
-        )
+        optimizer.append({"params": params, "lr": group["peak_lr"]} | {k: group[k] for k in GROUP_FIELDS})
         for p, name in zip(group["params"], params, strict=True):
             for key, value in run.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
     scratch: dict[str, Any] = {}
+    on_device = []  # scratch tensors that live beside the model; the others stay in main memory
     for key, value in run.scratch.items():
         if isinstance(value, Tensor):
             tensors[f"scratch.{key}"] = value
+            if value.device.type != "cpu":
+                on_device.append(key)
         else:
             scratch[key] = value
     tensors["rng.method"] = run.generator.get_state()
     tensors["rng.torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     state = {
         "step": run.step,
         "optimizer": optimizer,
         "adapters": {name: _structure(layer) for name, layer in run.adapters.items()},
+        "frozen": sorted(frozen),
         "trainable": [name for name, p in run.model.named_parameters() if p.requires_grad],
         "scratch": scratch,
+        "scratch_on_device": on_device,
         "events": [event.as_dict() for event in run.events],
         "budget": vars(run.budget),
         "extra": extra,
     }
+    text = json.dumps(state)
     target = folder / f"step{run.step:08d}"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    save_file(
-        {k: v.detach().contiguous().clone() for k, v in tensors.items()}, target / "tensors.safetensors"
-    )
-    (target / "state.json").write_text(json.dumps(state))
-    for name in ("tensors.safetensors", "state.json"):
-        with (target / name).open("rb") as file:
+    with writing(target):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, target / TENSORS)
+        with (target / TENSORS).open("rb") as file:
             os.fsync(file.fileno())
-    (target / "COMPLETE").touch()
-    for old in whole(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    atomic_write(target / STATE, text.encode())
+    sums = "".join(f"{_sha256(target / name)}  {name}\n" for name in (TENSORS, STATE))
+    atomic_write(target / COMPLETE, sums.encode())  # syncs the folder too, so the sums are never there alone
+    kept = whole(folder)[-KEEP:]
+    for old in folder.glob("step*"):
+        if old not in kept:  # an older one, or one that a kill cut short
+            shutil.rmtree(old)
     return target
 
 
 def whole(folder: Path) -> list[Path]:
     """Checkpoints that were written to the end, oldest first."""
-    return sorted(path.parent for path in folder.glob("step*/COMPLETE"))
+    return sorted(path.parent for path in folder.glob(f"step*/{COMPLETE}"))
 
 
 def newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """State and tensors of the newest checkpoint that can be read, or None."""
+    """State and tensors of the newest undamaged checkpoint, or None. A damaged one is logged and passed over."""
     for path in reversed(whole(folder)):
         try:
-            return json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors")
-        except (OSError, json.JSONDecodeError, SafetensorError):
-            continue  # a damaged checkpoint: the one before it serves
+            sums = [line.partition("  ") for line in (path / COMPLETE).read_text().splitlines()]
+            expected = {name: digest for digest, _, name in sums}
+            for name in (TENSORS, STATE):
+                if _sha256(path / name) != expected.get(name):
+                    raise ValueError(f"{name} does not have the sum that {COMPLETE} says")
+            return json.loads((path / STATE).read_text()), load_file(path / TENSORS)
+        except (OSError, ValueError, SafetensorError) as error:
+            log.warning("checkpoint %s is damaged (%s); the one before it serves.", path, error)
     return None
 
 
@@ -116,8 +138,9 @@ def restore(run: Run, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict
         _rebuild(run.adapters[name], structure)
     loaded = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     missing, unexpected = run.model.load_state_dict(loaded, strict=False)
-    if unexpected:
-        raise ValueError(f"the checkpoint holds tensors that the model lacks: {unexpected[:3]}")
+    strange = [*unexpected, *(set(missing) - set(state["frozen"]))]
+    if strange:
+        raise ValueError(f"the checkpoint and the model differ in {sorted(strange)[:3]}")
     for layer in run.adapters.values():
         for block in layer.rank_blocks():
             block.recount()
@@ -130,8 +153,8 @@ def restore(run: Run, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict
         [
             Group(
                 params=[params[name] for name in group["params"]],
-                lr=group["peak_lr"],
-                **{k: group[k] for k in ("weight_decay", "born", "warmup", "name")},
+                lr=group["lr"],
+                **{k: group[k] for k in GROUP_FIELDS},
             )
             for group in state["optimizer"]
         ]
@@ -140,11 +163,14 @@ def restore(run: Run, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, slot, name = key.split(".", 2)
-            run.optimizer.state[params[name]][slot] = (
-                value.to(params[name].device) if slot != "step" else value
-            )
+            # `step` too: the fused optimizer counts on the device
+            run.optimizer.state[params[name]][slot] = value.to(params[name].device)
     run.scratch = dict(state["scratch"])
-    run.scratch |= {k.removeprefix("scratch."): v for k, v in tensors.items() if k.startswith("scratch.")}
+    device = next(run.model.parameters()).device
+    for key, value in tensors.items():
+        if key.startswith("scratch."):
+            name = key.removeprefix("scratch.")
+            run.scratch[name] = value.to(device) if name in state["scratch_on_device"] else value
     run.events = [RankEvent(**event) for event in state["events"]]
     run.budget = Budget(**state["budget"])
     run.generator.set_state(tensors["rng.method"])
@@ -160,7 +186,9 @@ def _structure(layer: LowRankLinear) -> dict[str, Any]:
     return {
         "scale": layer.scale,
         "blocks": [
-            {"rank": b.rank, "reserve": b.reserve, "dtype": str(b.a.dtype)} for b in layer.rank_blocks()
+            {"rank": b.rank, "reserve": b.reserve}
+            | {part: str(getattr(b, part).dtype).removeprefix("torch.") for part in ("a", "b", "gate")}
+            for b in layer.rank_blocks()
         ],
     }
 
@@ -168,13 +196,22 @@ def _structure(layer: LowRankLinear) -> dict[str, Any]:
 def _rebuild(layer: LowRankLinear, structure: dict[str, Any]) -> None:
     """The same blocks with empty tensors; their numbers come with the state dict."""
     layer.scale = structure["scale"]
-    like = layer.weight
+    device = layer.weight.device
+
+    def empty(block: dict[str, Any], part: str, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=getattr(torch, block[part]), device=device)
+
     layer.blocks = nn.ModuleList(
         RankBlock(
-            a=like.new_empty(block["rank"], layer.in_features),
-            b=like.new_empty(block["rank"], layer.out_features),
-            gate=like.new_empty(block["rank"]),
+            a=empty(block, "a", block["rank"], layer.in_features),
+            b=empty(block, "b", block["rank"], layer.out_features),
+            gate=empty(block, "gate", block["rank"]),
             reserve=block["reserve"],
         )
         for block in structure["blocks"]
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adalora_bench.data.collate import Example, evaluation_batches
+from adalora_bench.errors import Diverged
 from adalora_bench.train.loop import autocast
 from adalora_bench.train.objective import predictions
 
@@ -26,7 +27,11 @@ def predict(
     precision: str,
     batch_size: int = 32,
 ) -> Predictions:
-    """One prediction for each example, in the order given. Leaves the model in evaluation mode."""
+    """One prediction for each example, in the order given. Leaves the model in evaluation mode.
+
+    Raises:
+        Diverged: a logit is NaN or infinite (the largest of them would still name a class).
+    """
     model.eval()
     out: list[Any] = [None] * len(examples)
     for batch in evaluation_batches(
@@ -34,6 +39,8 @@ def predict(
     ):
         with autocast(device, precision):
             logits = model(**{k: v.to(device) for k, v in batch.inputs.items()})
+        if not bool(torch.isfinite(logits).all()):
+            raise Diverged("a logit of the report rows is not finite")
         for position, value in zip(batch.positions, predictions(kind, logits), strict=True):
             out[position] = value
     return out

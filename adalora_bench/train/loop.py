@@ -43,7 +43,7 @@ class LoopSettings:
     max_grad_norm: float
     eval_every: int  # steps; 0 evaluates at the end only
     log_every: int
-    precision: str = "fp32"
+    precision: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,9 @@ def train(
             run.model.train()
         signum = call.stop()
         call.stepped(row, signum is not None)
-        if signum is not None:
+        if (
+            signum is not None and not last
+        ):  # after the last step only the evaluation is left: that is finished
             raise Interrupted(signum)
 
 
@@ -126,7 +128,7 @@ def training_step(
         raise Diverged(f"loss is {loss} at step {run.step}")
     penalty = method.penalty(run)
     if penalty is not None:
-        penalty.backward()  # type: ignore[no-untyped-call]
+        penalty.backward()
     method.after_backward(run)
 
     norm = run.clip(settings.max_grad_norm)
@@ -151,7 +153,7 @@ def backward(run: Run, micro: MicroBatch, data: Data, *, items: int, precision: 
     with autocast(data.device, precision):
         logits: Tensor = run.model(**{k: v.to(data.device) for k, v in micro.inputs.items()})
     loss = item_losses(data.kind, logits, micro.labels.to(data.device)).sum() / items
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.detach()
 
 

@@ -19,6 +19,7 @@ class Meter:
         self.seconds: dict[str, float] = {"load": 0.0, "train": 0.0, "evaluate": 0.0}
         self.tokens: dict[str, int] = {"real": 0, "processed": 0}
         self.flops: dict[str, int] = {}
+        self._earlier_peak = 0  # bytes, of the processes before this one that trained the same unit
         _reset_peak_memory()
 
     @contextmanager
@@ -35,21 +36,20 @@ class Meter:
         self.tokens["processed"] += processed
 
     def state(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "tokens": self.tokens, "flops": self.flops}
+        return {
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "peak_memory_bytes": self.peak_memory_bytes(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         self.seconds, self.tokens, self.flops = state["seconds"], state["tokens"], state["flops"]
+        self._earlier_peak = state["peak_memory_bytes"]
 
     def peak_memory_bytes(self) -> int:
         """Peak of this unit: the device's allocator on a GPU, the resident set of the process on a CPU."""
-        if torch.cuda.is_available():
-            return int(torch.cuda.max_memory_allocated())
-        status = Path("/proc/self/status")
-        if status.exists():
-            for line in status.read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return max(self._earlier_peak, _peak_memory_bytes())
 
 
 @contextmanager
@@ -81,9 +81,20 @@ def count_flops(meter: Meter) -> Iterator[None]:
     }
 
 
+def _peak_memory_bytes() -> int:
+    if torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _reset_peak_memory() -> None:
     """Start a new peak, since one worker runs many units. Where the system has no such switch, peaks accumulate."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     switch = Path("/proc/self/clear_refs")
     if switch.exists():

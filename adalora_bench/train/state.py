@@ -187,7 +187,7 @@ class Run:
     def start(self, groups: Sequence[Group]) -> None:
         """Make the optimizer. Called once, after `attach` and before `setup`."""
         self.optimizer = torch.optim.AdamW(
-            [_as_optimizer_group(group) for group in groups if group.params],
+            [_as_optimizer_group(group) for group in groups],
             lr=0.0,
             betas=self.settings.betas,
             eps=self.settings.eps,

@@ -1,0 +1,214 @@
+"""Every YAML of conf/ composes, builds and is checked; what none of them may hold is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adalora_bench import prepare
+from adalora_bench.backbones import Backbone
+from adalora_bench.compose import compose_cells, conf_dir, options
+from adalora_bench.config import Cell, ScaleConfig, TrainConfig, build, scale_config, train_config
+from adalora_bench.data.tasks import Task
+from adalora_bench.errors import UserError
+from adalora_bench.methods.base import Method
+
+CONF = conf_dir()
+RECIPES = sorted(path.relative_to(CONF / "recipe").with_suffix("") for path in CONF.glob("recipe/*/*/*.yaml"))
+PAIRS = sorted(path.relative_to(CONF / "pair").with_suffix("") for path in CONF.glob("pair/*/*.yaml"))
+GROUPS = ("method", "task", "backbone", "train", "scale")
+OPTIONS = [(group, name) for group in GROUPS for name in options(group)]
+TOP = {"split", "recipe", *GROUPS} | {
+    "seeds", "results_dir", "data_dir", "device", "jobs", "offline", "force", "checkpoint_minutes",
+}  # fmt: skip
+# A toy cell that the smallest scale can hold; increlora_r8 needs more growth than 12 steps give.
+SMALL = {"method": "lora", "task": "toy", "scale": "smoke"}
+
+
+@cache
+def cell_of(**names: str) -> Cell:
+    (cell,) = compose_cells([f"{group}={name}" for group, name in names.items()])
+    return cell
+
+
+def built(cell: Cell) -> dict[str, Any]:
+    """All typed parts of a cell."""
+    return {
+        "method": build(cell.config["method"], "method"),
+        "task": build(cell.config["task"], "task"),
+        "backbone": build(cell.config["backbone"], "backbone"),
+        "train": train_config(cell),
+        "scale": scale_config(cell),
+    }
+
+
+def test_everything_is_found() -> None:
+    assert {"lora", "increlora", "full"} <= set(options("method"))
+    assert {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "film_reviews", "boolq"} <= set(
+        options("task")
+    )
+    assert len(RECIPES) >= 16
+    stray = {path.parent.relative_to(CONF).parts[0] for path in CONF.rglob("*.yaml") if path.parent != CONF}
+    assert stray == {*GROUPS, "pair", "recipe"}
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_and_builds(group: str, name: str) -> None:
+    cell = cell_of(**(SMALL | {group: name}))
+    parts = built(cell)
+    assert isinstance(parts["method"], Method)
+    assert isinstance(parts["task"], Task)
+    assert isinstance(parts["backbone"], Backbone)
+    assert set(cell.config) == TOP
+    parts["backbone"].check_targets(parts["method"].targets)
+
+
+@pytest.mark.parametrize("scale", options("scale"))
+@pytest.mark.parametrize("task", options("task"))
+def test_every_task_names_a_backbone_for_every_scale(task: str, scale: str) -> None:
+    cell = cell_of(method="lora", task=task, scale=scale)
+    assert cell.names["backbone"] in options("backbone")
+    assert cell.config["task"]["backbone_for"][scale] == cell.names["backbone"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_every_recipe_composes_builds_and_can_be_run(recipe: Path) -> None:
+    backbone, task, method = recipe.parts
+    cell = cell_of(method=method, task=task, backbone=backbone, scale=_scale_for(backbone))
+    built(cell)
+    assert set(cell.config) == TOP
+    assert set(cell.config["recipe"]) == {"source", "values"}
+    assert cell.config["recipe"]["source"] != cell_of(**SMALL).config["recipe"]["source"]
+    for setting in cell.config["recipe"]["values"]:
+        group, _, name = setting.partition(".")
+        assert name in cell.config[group], f"{setting} has a source but is no setting"
+    prepare.check_late_failures(cell, {})
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_every_pair_composes_and_builds(pair: Path) -> None:
+    backbone, task = pair.parts
+    given = _plain(CONF / "pair" / f"{pair}.yaml")
+    cell = cell_of(method="lora", task=task, backbone=backbone, scale=_scale_for(backbone))
+    built(cell)
+    assert set(cell.config) == TOP
+    for group, values in given.items():
+        for name, value in values.items():
+            assert cell.config[group][name] == value, f"{group}.{name} of the pair does not arrive"
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
+def test_pairs_and_recipes_set_only_settings_that_exist(path: Path) -> None:
+    """Hydra merges an unknown key of these files without a word; `build` refuses it, except at the top."""
+    if path.relative_to(CONF).parts[0] not in ("pair", "recipe"):
+        return
+    assert path.read_text().startswith("# @package _global_\n")
+    assert set(_plain(path)) <= {"recipe", *GROUPS}
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_an_unknown_key_is_refused_wherever_it_stands(group: str, name: str) -> None:
+    cell = cell_of(**(SMALL | {group: name}))
+    places = list(_nested(cell.config[group]))
+    for place in places:
+        config = copy.deepcopy(cell.config)
+        node = config[group]
+        for key in place:
+            node = node[key]
+        node["lerning_rate"] = 1
+        with pytest.raises(UserError, match="lerning_rate"):
+            built(Cell(cell.names, config, (), (0,)))
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_no_key_is_missing(group: str, name: str) -> None:
+    """A setting without a Python default has to stand in the YAML: taking any away is noticed."""
+    cell = cell_of(**(SMALL | {group: name}))
+    cls = type(built(cell)[group])
+    for field in fields(cls):
+        if field.default is MISSING and field.default_factory is MISSING:
+            config = copy.deepcopy(cell.config)
+            del config[group][field.name]
+            with pytest.raises(UserError, match=rf"{group}\.{field.name} is missing"):
+                built(Cell(cell.names, config, (), (0,)))
+
+
+@pytest.mark.parametrize("method", options("method"))
+def test_methods_train_and_scale_have_no_default_in_python(method: str) -> None:
+    cls = type(build(cell_of(**(SMALL | {"method": method})).config["method"], "method"))
+    for kind in (cls, TrainConfig, ScaleConfig, Backbone):
+        for field in fields(kind):
+            assert field.default is MISSING, f"{kind.__name__}.{field.name} has a default outside conf/"
+            assert field.default_factory is MISSING, f"{kind.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
+def test_no_value_stands_twice(path: Path) -> None:
+    """A file repeats neither what it inherits nor, for tasks, the default of the dataclass."""
+    text = yaml.safe_load(path.read_text())
+    for entry in text.get("defaults", []):
+        if not isinstance(entry, str) or entry == "_self_":
+            continue
+        folder = CONF if entry.startswith("/") else path.parent
+        parent = yaml.safe_load((folder / f"{entry.lstrip('/')}.yaml").read_text())
+        repeated = set(_leaves(text)) & set(_leaves(parent))
+        assert not repeated, f"{path} repeats {sorted(repeated)} of {entry}"
+    if path.parent.name == "task":
+        for field in fields(Task):
+            if field.name in text and field.default is not MISSING:
+                assert text[field.name] != field.default, f"{path}: {field.name} is the default"
+
+
+@pytest.mark.parametrize("method", options("method"))
+def test_a_wrong_type_is_refused_for_every_number(method: str) -> None:
+    cell = cell_of(**(SMALL | {"method": method}))
+    for name, value in cell.config["method"].items():
+        if isinstance(value, float) or (type(value) is int and name != "version"):
+            config = copy.deepcopy(cell.config)
+            config["method"][name] = ["abc"]
+            with pytest.raises(UserError, match=rf"method\.{name}"):
+                build(config["method"], "method")
+
+
+@pytest.mark.parametrize("target", ["builtins.dict", "adalora_bench.config.Cell", "os.path", "nowhere.X", ""])
+def test_only_our_dataclasses_may_be_a_target(target: str) -> None:
+    with pytest.raises(UserError, match="_target_"):
+        build({"_target_": target}, "method")
+
+
+def _scale_for(backbone: str) -> str:
+    """paper for what is published on the hub; the caps of cpu for embedded backbones."""
+    source = cell_of(**(SMALL | {"backbone": backbone})).config["backbone"]["source"]
+    return "paper" if source.get("hub") else "cpu"
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text())
+    values.pop("defaults", None)
+    assert isinstance(values, dict)
+    return values
+
+
+def _nested(node: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Places of the mappings that a dataclass types (free mappings hold names of their own)."""
+    if not isinstance(node, dict):
+        return
+    yield place
+    for key, value in node.items():
+        if key in ("source", "wheel"):
+            yield from _nested(value, (*place, key))
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif key != "defaults":
+            yield f"{prefix}{key}", repr(value)

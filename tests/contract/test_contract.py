@@ -1,0 +1,249 @@
+"""What every method promises, for every conf/method/*.yaml on every tiny backbone (DESIGN section 12)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import DROPOUT, PAIRS, SEED, Course, begin, finish, interrupted, logits_of, training_loss, watched
+from torch import Tensor, nn
+
+from adalora_bench.train import loop
+
+VOLATILE = ("seconds", "peak_memory_bytes", "finished")
+pytestmark = pytest.mark.parametrize(("method", "backbone"), PAIRS)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the trainings that several checks share."""
+    yield tmp_path_factory.mktemp("contract")
+    watched.cache_clear()
+
+
+def test_output_is_unchanged_at_the_start(method: str, backbone: str, shared: Path) -> None:
+    # A reserve contributes about scale * 1e-5 * 0.02^2 from the start.
+    run = watched(method, backbone, shared)
+    bare = logits_of(run.course.training, run.bare)
+    torch.testing.assert_close(run.logits, bare, rtol=0, atol=1e-6)
+
+
+def test_only_declared_parameters_move(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    state = run.course.training.run
+    declared = {id(p) for step in (run.start, *run.course.steps) for p in step.grouped}
+    if run.course.training.method.moves_base:
+        declared |= {id(layer.weight) for layer in state.adapters.values()}
+    for name, p, before in run.before:
+        if id(p) not in declared:
+            assert torch.equal(p, before), f"{name} moved"
+
+
+def test_adapter_methods_leave_the_backbone_bit_identical(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    state, training = run.course.training.run, run.course.training
+    if not state.adapters or training.method.moves_base:
+        assert training.method.moves_base or any(
+            not torch.equal(p, before) for _, p, before in run.before if not _is_in(p, state.head)
+        ), "neither an adapter nor the backbone moves"
+        return
+    inside = [p for layer in state.adapters.values() for p in layer.blocks.parameters()]
+    inside += [layer.out_gate for layer in state.adapters.values() if layer.out_gate is not None]
+    known = {id(p) for p in [*inside, *state.head]}
+    start_blocks = {name for name, p, _ in run.before if ".blocks." in name}
+    for name, p, before in run.before:
+        if id(p) not in known and name not in start_blocks:
+            assert torch.equal(p, before), f"{name} moved"
+            assert not p.requires_grad, f"{name} trains"
+
+
+def test_head_moves(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    before = {id(p): value for _, p, value in run.before}
+    assert run.course.training.run.head
+    for p in run.course.training.run.head:
+        assert not torch.equal(p, before[id(p)])
+
+
+def test_optimizer_holds_exactly_what_trains(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    for number, step in enumerate([run.start, *run.course.steps]):
+        held = [id(p) for p in step.grouped]
+        assert len(held) == len(set(held)), f"a parameter is held twice after step {number}"
+        assert set(held) == {id(p) for p in step.trainable}, f"after step {number}"
+
+
+def test_budget_holds_at_every_step(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    totals = [sum(step.ranks.values()) for step in run.course.steps]
+    assert len(totals) == run.course.record["total_steps"] == run.course.record["steps"] == 30
+    assert max(totals) <= max(sum(run.start.ranks.values()), totals[-1])
+
+
+def test_record_counts_what_is_there(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    record, steps, state = run.course.record, run.course.steps, run.course.training.run
+    end = steps[-1]
+    stored = sum(p.numel() for layer in state.adapters.values() for p in layer.blocks.parameters())
+    assert record["params"] == {
+        "total": sum(p.numel() for p in run.bare.parameters()),
+        "head": sum(p.numel() for p in state.head),
+        "adapter_initial": run.start.trained_numbers,
+        "adapter_final": end.trained_numbers,
+        "adapter_average": round(sum(s.trained_numbers for s in steps) / len(steps), 1),
+        "stored_final": stored,
+    }
+    trace: list[list[int]] = []
+    for number, step in enumerate(steps):
+        total = sum(step.ranks.values())
+        if not trace or trace[-1][1] != total:
+            trace.append([number, total])
+    adapted = bool(state.adapters)
+    assert record["ranks"] == {
+        "initial_total": sum(run.start.ranks.values()) if adapted else None,
+        "final_total": sum(end.ranks.values()) if adapted else None,
+        "final": end.ranks,
+        "trace": trace,
+    }
+
+
+def test_every_change_of_structure_is_an_event(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    events = run.course.record["events"]
+    before = run.start
+    for number, step in enumerate(run.course.steps):
+        here = [event for event in events if event["step"] == number]
+        changed = {
+            (name, before.ranks[name], rank)
+            for name, rank in step.ranks.items()
+            if rank != before.ranks[name]
+        }
+        logged = {(e["module"], e["before"], e["after"]) for e in here if e["kind"] in ("grow", "prune")}
+        assert logged == changed, f"step {number}"
+        if step.trained_tensors != before.trained_tensors:
+            assert here, f"what trains changed in step {number} and no event says so"
+        before = step
+
+
+def test_loss_falls(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    assert training_loss(run.course.training) < 0.7 * run.loss
+
+
+def test_promise_is_kept(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    assert (run.course.record["status"], run.course.record["reason"]) == ("ok", None)
+    run.course.training.method.check(run.course.training.run)
+
+
+def test_merged_model_gives_the_same_logits(method: str, backbone: str, shared: Path) -> None:
+    training = watched(method, backbone, shared).course.training
+    merged = copy.deepcopy(training.run.model)
+    for name, layer in training.run.adapters.items():
+        parent, _, child = name.rpartition(".")
+        setattr(merged.get_submodule(parent), child, layer.merge())
+        assert bool(layer.delta().any()), f"{name} did not move"
+    adapted = logits_of(training, training.run.model)
+    torch.testing.assert_close(logits_of(training, merged), adapted, rtol=1e-5, atol=1e-5)
+
+
+def test_resumed_equals_uninterrupted(method: str, backbone: str, shared: Path, tmp_path: Path) -> None:
+    whole = watched(method, backbone, shared).course
+    total = whole.record["total_steps"]
+    changes = sorted({event["step"] for event in whole.record["events"]})
+    stops = {total - 1} | ({10} if not changes else {changes[-1] + 1})
+    for step in changes[:1]:
+        stops |= {step, step + 1, step + 2}  # with the change ahead, just made, and one step old
+    resumed = interrupted(method, backbone, tmp_path, sorted(stops & set(range(1, total))))
+    assert_identical(resumed, whole)
+
+
+def test_two_runs_of_one_seed_are_identical(
+    method: str, backbone: str, shared: Path, tmp_path: Path
+) -> None:
+    assert_identical(
+        finish(begin(method, backbone, tmp_path, *DROPOUT)), watched(method, backbone, shared).course
+    )
+
+
+def test_four_micro_batches_equal_one(method: str, backbone: str, tmp_path: Path) -> None:
+    """In float64, for Adam turns the rounding of a tiny gradient into a step of full length."""
+    models = []
+    for pieces in (1, 4):
+        training = begin(
+            method, backbone, tmp_path / str(pieces), f"train.micro_batches={pieces}", "scale.max_length=48"
+        ).training
+        training.run.model.double()
+        for _ in range(8):
+            loop.training_step(
+                training.method, training.run, training.data, SEED, training.loop_settings, training.meter
+            )
+        models.append(training.run.model.state_dict())
+    assert_close(models[0], models[1], 1e-6)
+
+
+def assert_identical(a: Course, b: Course) -> None:
+    """Bit for bit: weights, optimizer, generators, scratch, record, log and artefacts."""
+    one, other = a.training.run, b.training.run
+    assert_close(one.model.state_dict(), other.model.state_dict(), 0)
+    assert_close(optimizer_state(a), optimizer_state(b), 0)
+    assert a.rng is not None
+    assert b.rng is not None
+    assert torch.equal(a.rng, b.rng)
+    assert torch.equal(one.generator.get_state(), other.generator.get_state())
+    assert comparable(one.scratch) == comparable(other.scratch)
+    assert steady(a.record) == steady(b.record)
+    for name in ("steps.jsonl", "predictions.jsonl.gz", "adapter.safetensors"):
+        files = [course.training.folder / name for course in (a, b)]
+        assert files[0].exists() == files[1].exists(), name
+        if files[0].exists():
+            assert files[0].read_bytes() == files[1].read_bytes(), name
+    assert (a.training.folder / "steps.jsonl").exists()
+
+
+def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
+    assert list(a) == list(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        if tolerance == 0:
+            assert torch.equal(a[name], b[name]), name
+        else:
+            torch.testing.assert_close(
+                a[name], b[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def optimizer_state(course: Course) -> dict[str, Tensor]:
+    """All that the optimizer holds, as tensors by name; group settings included."""
+    run = course.training.run
+    assert run.optimizer is not None
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    out: dict[str, Tensor] = {}
+    for number, group in enumerate(run.optimizer.param_groups):
+        for p in group["params"]:
+            for slot, value in run.optimizer.state.get(p, {}).items():
+                out[f"{number}.{names[id(p)]}.{slot}"] = value
+        for key in ("lr", "peak_lr", "weight_decay", "born", "warmup"):
+            out[f"{number}.{group['name']}.{key}"] = torch.tensor(group[key], dtype=torch.float64)
+    return dict(sorted(out.items()))
+
+
+def steady(record: dict[str, Any]) -> dict[str, Any]:
+    plain = json.loads(json.dumps(record))
+    return {key: value for key, value in plain.items() if key not in VOLATILE}
+
+
+def comparable(scratch: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: (str(value.dtype), value.tolist()) if isinstance(value, Tensor) else value
+        for key, value in scratch.items()
+    }
+
+
+def _is_in(p: nn.Parameter, params: list[nn.Parameter]) -> bool:
+    return any(p is other for other in params)

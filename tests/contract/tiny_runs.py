@@ -1,0 +1,192 @@
+"""Tiny trainings for the contract: what a method does on a random backbone, watched after every step.
+
+A method is found by its YAML. A backbone joins the contract by its name in BACKBONES.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adalora_bench import prepare
+from adalora_bench.compose import compose_cells, options
+from adalora_bench.config import Cell
+from adalora_bench.data.collate import collate
+from adalora_bench.errors import Interrupted
+from adalora_bench.run import Training
+from adalora_bench.train.objective import item_losses
+from adalora_bench.train.seeds import derive
+from adalora_bench.units import Unit
+
+METHODS = options("method")
+BACKBONES = ("tiny_bert", "tiny_deberta_v2", "tiny_roberta")
+PAIRS = [
+    pytest.param(method, backbone, marks=pytest.mark.xdist_group(f"{method}-{backbone}"))
+    for backbone in BACKBONES
+    for method in METHODS
+]
+
+# Batches of 8, 8 and 4 rows, 30 steps. The mean label is far from 0, so that every model has something to learn soon.
+SETTINGS = (
+    "task=toy_regression",
+    "scale=smoke",
+    "scale.max_steps=null",
+    "train.train_rows=20",
+    "train.report_rows=12",
+    "train.batch_size=8",
+    "train.epochs=10",
+    "train.eval_every=4ep",
+    "train.log_every=3",
+    "train.weight_decay=0.01",
+    "method.lr=0.01",
+)
+DROPOUT = ("backbone.dropout=0.1", "backbone.head_dropout=0.1")
+SEED = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """Facts after one step, counted by hand. `grouped`: every parameter that the optimizer holds."""
+
+    ranks: dict[str, int]
+    trained_numbers: int
+    trained_tensors: int
+    trainable: list[nn.Parameter]
+    grouped: list[nn.Parameter]
+
+
+@dataclass
+class Course:
+    """One training from its start to its record."""
+
+    training: Training
+    stop_at: frozenset[int] = frozenset()
+    steps: list[Step] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    rng: Tensor | None = None  # of torch, after the last evaluation
+
+    def asked_to_stop(self) -> int | None:
+        """The loop asks this after every step."""
+        self.steps.append(facts(self.training))
+        return signal.SIGTERM if self.training.run.step in self.stop_at else None
+
+
+def begin(
+    method: str, backbone: str, folder: Path, *more: str, stop_at: Sequence[int] = (), seed: int = SEED
+) -> Course:
+    """A training that is built, or continued where a checkpoint in `folder` left it."""
+    cell = _cell(method, backbone, more)
+    stop: list[Callable[[], int | None]] = []
+    training = Training(Unit(cell, seed), folder, lambda event: None, lambda: stop[0]())
+    course = Course(training, frozenset(stop_at))
+    stop.append(course.asked_to_stop)
+    return course
+
+
+@cache
+def _cell(method: str, backbone: str, more: tuple[str, ...]) -> Cell:
+    (cell,) = compose_cells([f"method={method}", f"backbone={backbone}", *SETTINGS, *more])
+    (cell,) = prepare.keyed([cell], prepare.assets([cell], prepare.places_of(cell.config)))
+    return cell
+
+
+def finish(course: Course) -> Course:
+    """Train to the end, or raise Interrupted."""
+    course.record = course.training.record()
+    course.rng = torch.get_rng_state()
+    return course
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An uninterrupted training with what it looked like before its first step."""
+
+    course: Course
+    before: list[tuple[str, nn.Parameter, Tensor]]  # name, the parameter itself, a copy of its numbers
+    start: Step
+    logits: Tensor
+    bare: nn.Module  # backbone and head without the method
+    loss: float
+
+
+@cache
+def watched(method: str, backbone: str, folder: Path) -> Watched:
+    """The training that most checks share; `folder` is the same for the whole module."""
+    course = begin(method, backbone, folder / f"{method}-{backbone}", *DROPOUT)
+    training = course.training
+    with torch.random.fork_rng(devices=[]):  # the training has its generator where it wants it
+        bare = training.backbone.load(
+            training.found[backbone], outputs=training.task.outputs, head_seed=derive(SEED, "head")
+        )
+    before = [(name, p, p.detach().clone()) for name, p in training.run.model.named_parameters()]
+    watched = Watched(
+        course=course,
+        before=before,
+        start=facts(training),
+        logits=logits_of(training, training.run.model),
+        bare=bare.model,
+        loss=training_loss(training),
+    )
+    finish(course)
+    return watched
+
+
+def interrupted(method: str, backbone: str, folder: Path, stops: Sequence[int]) -> Course:
+    """The same training, stopped and continued from its checkpoint at each of these steps."""
+    for stop in stops:
+        course = begin(method, backbone, folder, *DROPOUT, stop_at=[stop])
+        with pytest.raises(Interrupted):
+            finish(course)
+        assert course.training.run.step == stop
+    course = begin(method, backbone, folder, *DROPOUT)
+    assert course.training.run.step == stops[-1]
+    return finish(course)
+
+
+def facts(training: Training) -> Step:
+    """Ranks and counts by going through the tensors, without asking the package's own counters."""
+    run = training.run
+    head = {id(p) for p in run.head}
+    trainable = [p for p in run.model.parameters() if p.requires_grad]
+    body = [p for p in trainable if id(p) not in head]
+    assert run.optimizer is not None
+    return Step(
+        ranks={
+            name: sum(int(block.alive.sum()) for block in layer.rank_blocks() if not block.reserve)
+            for name, layer in run.adapters.items()
+        },
+        trained_numbers=sum(p.numel() for p in body),
+        trained_tensors=len(body),
+        trainable=trainable,
+        grouped=[p for group in run.optimizer.param_groups for p in group["params"]],
+    )
+
+
+@torch.no_grad()
+def logits_of(training: Training, model: nn.Module) -> Tensor:
+    """Logits of the training rows in one padded batch, without dropout; the mode is put back."""
+    mode = model.training
+    model.eval()
+    batch = collate(
+        training.data.train,
+        range(len(training.data.train)),
+        pad_id=training.data.pad_id,
+        regression=training.data.kind == "regression",
+    )
+    logits: Tensor = model(**batch.inputs)
+    model.train(mode)
+    return logits
+
+
+def training_loss(training: Training) -> float:
+    """Mean loss over the training rows, without dropout."""
+    labels = torch.tensor([example["label"] for example in training.data.train])
+    return float(item_losses(training.data.kind, logits_of(training, training.run.model), labels).mean())
