@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, fields
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.config import GROUPS, STEERING, Cell
+from adalora_bench.config import GROUPS, STEERING, Cell, Steering, typed
 from adalora_bench.errors import UserError, unknown
 
 
@@ -47,22 +49,28 @@ def compose_cells(overrides: Sequence[str], *, multirun: bool = False) -> list[C
 def _expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     """The product of all sweeps, as lists of plain overrides."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     axes: list[list[str]] = []
+    typed_names: set[str] = set()
     for text in overrides:
         try:
             parsed = OverridesParser.create().parse_override(text)
-        except OverrideParseException:
-            raise UserError(
-                f"cannot read {text!r}; settings are written name=value, for example task=rte."
-            ) from None
+            values = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else []
+        except HydraException:  # glob() is refused here too: it wants Hydra's own launcher
+            parsed, values = None, []
+        if parsed is None or not parsed.key_or_group:
+            raise UserError(f"cannot read {text!r}; settings are written name=value, for example task=rte.")
         if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
             raise UserError(f"{text!r}: settings can be changed, not added or removed; write name=value.")
+        name = parsed.key_or_group
+        if name in typed_names:
+            raise UserError(f"{name} is given twice; give each setting once.")
+        typed_names.add(name)
         if parsed.is_sweep_override():
             if not multirun:
                 raise UserError(f"{text!r} gives several values; use `bench run -m` to run all of them.")
-            axes.append([f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()])
+            axes.append([f"{name}={value}" for value in values])
         else:
             axes.append([text])
     return [list(combination) for combination in product(*axes)]
@@ -83,6 +91,7 @@ def _compose(overrides: list[str]) -> Cell:
     values = [text for text in overrides if text.split("=", 1)[0] not in GROUPS]
     groups = [f"{group}={names[group]}" for group in GROUPS]
     config = _hydra(groups, values)
+    config |= _steering(config)
     seeds = _seeds(config["seeds"])
     shown = sorted(text for text in values if text.split("=", 1)[0] not in STEERING)
     return Cell(names=names, config=config, overrides=tuple(shown), seeds=seeds)
@@ -101,17 +110,21 @@ def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
 
     try:
         config = run([*groups, *values])
+        if any(
+            text.startswith("hydra.") for text in values
+        ):  # settings of Hydra's own launcher: not used here
+            raise HydraException("hydra")
     except (HydraException, OmegaConfBaseException) as error:
         known = _dotted(OmegaConf.to_container(run(groups), resolve=False))
         for text in values:
             key = text.split("=", 1)[0]
             if key != "train" and key not in known:
                 raise UserError(unknown("setting", key, _relatives(key, known))) from None
-        raise UserError(f"the settings do not fit together: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the settings do not fit together: {str(error).splitlines()[0]}.") from None
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"the settings do not resolve: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{error.full_key} does not resolve: {str(error).splitlines()[0]}.") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -132,7 +145,20 @@ def _relatives(key: str, known: list[str]) -> list[str]:
     parent, _, last = key.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     namesakes = [k for k in known if k.rpartition(".")[2] == last]
-    return namesakes or siblings or [k for k in known if "." not in k]
+    likely, distant = (
+        [k for k in keys if get_close_matches(last, [k.rpartition(".")[2]], cutoff=0.75)]
+        for keys in (siblings, known)
+    )
+    return namesakes or (siblings if likely else distant) or siblings or [k for k in known if "." not in k]
+
+
+def _steering(config: dict[str, Any]) -> dict[str, Any]:
+    """What steers the command, typed and checked."""
+    names = [field.name for field in fields(Steering)]
+    steering = typed(Steering, {name: config[name] for name in names}, "")
+    if steering.device == "cuda" and not accelerators():
+        raise UserError("device=cuda, but no GPU was found; use device=cpu or device=auto.")
+    return asdict(steering)
 
 
 def default_backbone(task: str, scale: str) -> str:

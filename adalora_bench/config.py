@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -68,8 +69,12 @@ class TrainConfig:
         for name in ("batch_size", "micro_batches", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
-        if not self.epochs > 0:
-            raise UserError(f"train.epochs={self.epochs} must be above 0.")
+        for name in ("epochs", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"train.{name}={getattr(self, name)} must be a finite number above 0.")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must lie in [0, 1).")
         for name in ("train_rows", "report_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -108,6 +113,29 @@ class ScaleConfig:
             value = getattr(self, field.name)
             if value is not None and value < 1:
                 raise UserError(f"scale.{field.name}={value} must be at least 1, or null for no cap.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """The top-level settings of conf/run.yaml that steer a command and change no number."""
+
+    results_dir: str
+    data_dir: str | None
+    device: str
+    jobs: int | None
+    offline: bool
+    force: bool
+    checkpoint_minutes: float
+
+    def __post_init__(self) -> None:
+        if not self.results_dir:
+            raise UserError("results_dir='' must name a folder.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"device={self.device!r} must be auto, cpu or cuda.")
+        if self.jobs is not None and self.jobs < 1:
+            raise UserError(f"jobs={self.jobs} must be at least 1, or null for one per core.")
+        if not self.checkpoint_minutes >= 0:
+            raise UserError(f"checkpoint_minutes={self.checkpoint_minutes} must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -174,7 +202,25 @@ def typed(cls: type[Any], values: Mapping[str, Any], name: str) -> Any:
     except MissingMandatoryValue as error:
         raise UserError(f"{name}.{error.full_key} is missing.") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{name}.{error.full_key or error.key}: {str(error).splitlines()[0]}.") from None
+        key, said = str(error.full_key or error.key), str(error).splitlines()[0].rstrip(".")
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else value
+        must = next((words for sign, words in _KINDS.items() if sign in said), None)
+        text = f"={value!r} must be {must}" if must else f"={value!r}: {said}"
+        raise UserError(f"{name}.{key}{text}.".lstrip(".")) from None
+
+
+# How OmegaConf says which type it wanted -> how we say it.
+_KINDS = {
+    "to Integer": "a whole number",
+    "to Float": "a number",
+    "valid bool": "true or false",
+    "not a ListConfig": "a list, such as [q,v]",
+    "not a subclass of 'DictConfig'": "a group of settings",
+    "not Optional": "something else than null",
+    "None is invalid": "something else than null",
+}
 
 
 def _unlock(node: Any) -> None:

@@ -104,17 +104,16 @@ def _least(*caps: int | None) -> int | None:
 def keyed(cells: Iterable[Cell], found: dict[str, Found]) -> list[Cell]:
     """The cells with their content keys. The caps stand in the settings, so rows are fingerprinted without them."""
     prints: dict[str, str] = {}
-    with_keys = []
+    with_keys: dict[str, Cell] = {}  # a sweep may say one cell in two ways: method.lr=1e-3,0.001
     for cell in cells:
         same_rows = digest([cell.config["task"], cell.config["split"]])
         if same_rows not in prints:
             task: Task = build(cell.config["task"], "task")
             prints[same_rows] = task.fingerprint(found[cell.names["task"]], cell.config["split"])
         weights = weights_identity(found[cell.names["backbone"]])
-        with_keys.append(
-            with_key(cell, data_fingerprint=prints[same_rows], weights=weights, engine=ENGINE_VERSION)
-        )
-    return with_keys
+        new = with_key(cell, data_fingerprint=prints[same_rows], weights=weights, engine=ENGINE_VERSION)
+        with_keys.setdefault(new.key, new)
+    return list(with_keys.values())
 
 
 def weights_identity(found: Found) -> str:
@@ -158,4 +157,5 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> None:
         warmup=train.steps("warmup", total, per_epoch),
         modules=backbone.count_modules(method.targets),
     )
+    train.steps("eval_every", total, per_epoch)
     method.precheck(facts)

@@ -91,7 +91,7 @@ def _places(cell: Cell) -> list[str]:
     changed = [
         (name, value)
         for name in ("results_dir", "data_dir", "device", "offline", "force")
-        if (value := cell.config.get(name)) is not None and value != usual[name]
+        if (value := cell.config.get(name)) is not None and value != OmegaConf.select(usual, name)
     ]
     return [f"{name}={_in_hydra(value)}" for name, value in changed]
 

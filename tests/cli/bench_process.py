@@ -20,7 +20,7 @@ import adalora_bench
 PACKAGE = str(Path(adalora_bench.__file__).parents[1])  # the children run what the tests import
 BENCH = [sys.executable, "-m", "adalora_bench.cli"]
 PATIENCE = 120.0  # seconds until a test gives up; the usual wait is far shorter
-WORDS = "boat river lamp wall sun ice stove frost road hill grain letter".split()
+WORDS = ["boat", "river", "lamp", "wall", "sun", "ice", "stove", "frost", "road", "hill", "grain", "letter"]
 COLUMNS = {"rte": ("sentence1", "sentence2"), "mrpc": ("sentence1", "sentence2")}
 # Of a record, what two runs of one unit may differ in.
 OF_THE_RUN = ("seconds", "finished", "peak_memory_bytes", "git")

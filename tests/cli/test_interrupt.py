@@ -11,17 +11,27 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from bench_process import BENCH, PATIENCE, bench, environment, facts, finish, plain, records, running, wait_for
+from bench_process import (
+    BENCH,
+    PATIENCE,
+    bench,
+    environment,
+    facts,
+    finish,
+    plain,
+    records,
+    running,
+    wait_for,
+)
 
 from adalora_bench import cli, prepare
 
-EPOCHS = 100
+EPOCHS = 60
 STEPS = 4 * EPOCHS
 # A short cell, and one that is long enough to be caught in the middle; one worker does them in this order.
 # fmt: off
@@ -47,7 +57,7 @@ class Story(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     reference, folder = tmp_path_factory.mktemp("reference"), tmp_path_factory.mktemp("stopped")
     terminal, screen = _on_a_terminal(reference)
     try:
@@ -71,7 +81,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             os.killpg(terminal.pid, signal.SIGKILL)
             terminal.wait()
     told = screen.result(PATIENCE)
-    yield Story(folder, stopped, kept, recorded, terminated, (one, two), finished, reference, told)
+    return Story(folder, stopped, kept, recorded, terminated, (one, two), finished, reference, told)
 
 
 def test_ctrl_c_ends_with_a_sentence_and_keeps_what_is_finished(story: Story) -> None:

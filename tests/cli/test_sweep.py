@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import re
 import shlex
@@ -18,12 +17,21 @@ from typing import Any, NamedTuple
 import pytest
 from bench_process import bench, environment, facts, finish, records, running, state, wait_for, write_data
 
+from adalora_bench.compose import compose_cells
+from adalora_bench.units import Unit, rerun_command
+
 SWEEP = ("run", "-m", "method=lora,increlora", "task=rte,mrpc", "scale=smoke", "seeds=[0,1]", "jobs=2")
 VICTIM = "lora rte seed 0 (tiny_bert)"
 # DESIGN.md section 9, and the fields of the issue's record.
-FIELDS = """schema key settings_key names overrides config seed versions data_fingerprint split status reason main_metric
-final best history baseline rows subset params ranks events seconds peak_memory_bytes tokens flops environment git
-sources metrics steps total_steps finished""".split()
+# fmt: off
+FIELDS = [
+    "schema", "key", "settings_key", "names", "overrides", "config", "seed",
+    "versions", "data_fingerprint", "split", "status", "reason", "main_metric", "final",
+    "best", "history", "baseline", "rows", "subset", "params", "ranks",
+    "events", "seconds", "peak_memory_bytes", "tokens", "flops", "environment", "git",
+    "sources", "metrics", "steps", "total_steps", "finished",
+]
+# fmt: on
 
 
 class Sweep(NamedTuple):
@@ -37,7 +45,7 @@ class Sweep(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """Two cores, four cells, two seeds; the worker of the first unit is killed while it loads."""
     folder = tmp_path_factory.mktemp("sweep")
     data = write_data(tmp_path_factory.mktemp("data"), "rte", "mrpc")
@@ -56,7 +64,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
     mended = bench(folder, *words[1:], **here)
     before = state(folder)
     again = bench(folder, *SWEEP, **here)
-    yield Sweep(folder, data, broken, first, mended, again, state(folder) == before)
+    return Sweep(folder, data, broken, first, mended, again, state(folder) == before)
 
 
 def test_a_killed_worker_costs_its_unit_only(sweep: Sweep) -> None:
@@ -81,7 +89,9 @@ def test_a_killed_worker_costs_its_unit_only(sweep: Sweep) -> None:
 def test_the_named_command_mends_it(sweep: Sweep) -> None:
     assert sweep.mended.returncode == 0, sweep.mended.stderr
     assert "units: 1 done, 0 skipped, 0 failed" in sweep.mended.stdout
-    assert {key[:3] for key in records(sweep.folder)} - {key[:3] for key in sweep.first} == {("rte", "lora", 0)}
+    assert {key[:3] for key in records(sweep.folder)} - {key[:3] for key in sweep.first} == {
+        ("rte", "lora", 0)
+    }
     assert not list(sweep.folder.rglob("error.log"))
 
 
@@ -103,17 +113,20 @@ def test_each_cell_has_its_own_settings(sweep: Sweep) -> None:
         assert (record["seed"], record["status"] in ("ok", "collapsed")) == (seed, True)
         assert set(record["final"]["scores"]) == ({"acc"} if task == "rte" else {"acc", "f1"})
         assert record["ranks"]["final_total"] == {"lora": 8 * 12, "increlora": 2 * 12}[method]
-    scores = [record["history"] for record in found.values()]
-    assert len({json.dumps(history) for history in scores}) > 4  # seeds differ too
+    logs = [path.read_bytes() for path in sweep.folder.rglob("steps.jsonl")]
+    assert len(set(logs)) == len(logs) == 8  # losses differ between cells, and between seeds
 
 
 def test_a_record_is_whole_and_says_nothing_of_this_machine(sweep: Sweep) -> None:
     for record in records(sweep.folder).values():
         assert sorted(record) == sorted(FIELDS)
-        assert record["subset"] == {
-            "rte": "128 of 2490 training rows, 24 of 277 validation rows",
-            "mrpc": "128 of 3668 training rows, 24 of 408 validation rows",
-        }[record["names"]["task"]]
+        assert (
+            record["subset"]
+            == {
+                "rte": "128 of 2490 training rows, 24 of 277 validation rows",
+                "mrpc": "128 of 3668 training rows, 24 of 408 validation rows",
+            }[record["names"]["task"]]
+        )
         texts = list(_texts(record))
         places = [str(sweep.folder), str(sweep.data), str(Path.home()), str(Path(__file__).parents[2])]
         for text in texts:
@@ -158,7 +171,13 @@ def test_tables_come_from_records_alone_and_without_torch(sweep: Sweep) -> None:
         "import sys; from adalora_bench.cli import main; code = main(['tables']); "
         "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules); assert not heavy, heavy; sys.exit(code)"
     )
-    ask: Any = {"cwd": sweep.folder, "env": environment(), "capture_output": True, "text": True, "check": False}
+    ask: Any = {
+        "cwd": sweep.folder,
+        "env": environment(),
+        "capture_output": True,
+        "text": True,
+        "check": False,
+    }
     first = subprocess.run([sys.executable, "-c", probe], **ask)
     assert (first.returncode, first.stderr) == (0, "")
     assert "smoke_tiny_bert.md" in first.stdout
@@ -187,6 +206,19 @@ def test_force_runs_again_and_another_setting_has_another_place(sweep: Sweep) ->
     assert {k: v for k, v in facts(after[old]).items() if k not in drop} == {
         k: v for k, v in facts(before[old]).items() if k not in drop
     }
+
+
+@pytest.mark.parametrize("results", ["elsewhere", "it's my results, all = here"])
+def test_the_command_to_run_again_says_where(results: str) -> None:
+    """A failed unit is run again in the same folder, with the same data, and although another record is there."""
+    quoted = results.replace("'", "\\'")
+    typed = ["method=lora", "task=rte", "scale=smoke", "method.rank=4", f"results_dir='{quoted}'"]
+    (cell,) = compose_cells([*typed, "data_dir=/some/data", "force=true", "jobs=2", "seeds=[0,1]"])
+    words = shlex.split(rerun_command(Unit(cell, 1)))
+    assert words[:2] == ["bench", "run"]
+    (again,) = compose_cells(words[2:])
+    assert again.config == cell.config | {"seeds": [1], "jobs": None}
+    assert again.names == cell.names
 
 
 def _texts(node: Any) -> Iterator[str]:
