@@ -53,6 +53,8 @@ class Backbone:
     config: dict[str, Any] | None
 
     def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise UserError(f"backbone.layers={self.layers} must be at least 1.")
         if self.pooling not in POOLINGS:
             raise UserError(unknown("value of backbone.pooling", self.pooling, POOLINGS))
         for name, value in (("head_dropout", self.head_dropout), ("dropout", self.dropout)):
@@ -71,9 +73,8 @@ class Backbone:
         """Raises UserError for a role that this architecture does not have."""
         for role in targets:
             if role != "all" and role not in self.roles:
-                raise UserError(
-                    unknown(f"role of {self.architecture} in method.targets", role, [*self.roles, "all"])
-                )
+                valid = ", ".join([*self.roles, "all"])
+                raise UserError(f"{self.architecture} has no role {role!r} (method.targets). Valid: {valid}.")
 
     # -- loading --------------------------------------------------------------------------------------------
 

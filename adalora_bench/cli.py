@@ -90,12 +90,12 @@ def run_command(arguments: argparse.Namespace) -> int:
 
     console = _console()
     cells = compose_cells(arguments.overrides, multirun=arguments.multirun)
-    _say_scale(cells, arguments.overrides, console)
     common = cells[0].config
     places = prepare.places_of(common)
     present = prepare.look(cells, places)
     for cell in cells:
         prepare.check_late_failures(cell, present)
+    _say_scale(cells, arguments.overrides, console)
     found = prepare.assets(cells, places)
     if found.keys() - present.keys():  # what was not there before may have other row counts than official
         for cell in cells:
@@ -179,9 +179,13 @@ def tables_command(arguments: argparse.Namespace) -> int:
     """Every table from the records; with --compare, the cells on the terminal as well."""
     chosen = _plain(arguments.overrides, {"results_dir", "task", "method", "backbone", "scale"})
     results = Path(chosen.pop("results_dir", "results"))
+    if chosen and not arguments.compare:
+        raise UserError(
+            f"{next(iter(chosen))}= chooses what --compare prints; without it every table is written."
+        )
     console = _console()
     _refresh_tables(results, None, console)
-    if arguments.compare:
+    if arguments.compare or not (results / "runs").is_dir():
         _print_cells(results, None, console, chosen)
     return EXIT_OK
 

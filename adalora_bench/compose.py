@@ -89,6 +89,11 @@ def _compose(overrides: list[str]) -> Cell:
     names["backbone"] = given.get("backbone") or default_backbone(names["task"], names["scale"])
 
     values = [text for text in overrides if text.split("=", 1)[0] not in GROUPS]
+    for group in ("pair", "recipe"):
+        if group in given:
+            raise UserError(
+                f"{group} follows from backbone, task and method and cannot be chosen; set single settings."
+            )
     groups = [f"{group}={names[group]}" for group in GROUPS]
     config = _hydra(groups, values)
     config |= _steering(config)

@@ -128,7 +128,7 @@ def weights_identity(found: Found) -> str:
 
 
 def check_late_failures(cell: Cell, found: dict[str, Found]) -> None:
-    """Refuse what can only fail late. Imports torch, through the method.
+    """Refuse what can only fail late.
 
     Args:
         found: what is on this machine; without the task's data the official row count is taken.

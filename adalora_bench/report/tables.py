@@ -139,7 +139,16 @@ def _baseline(rows: Sequence[CellRow], task: str, metric: str) -> str:
 
 
 def _costs(rows: Sequence[CellRow]) -> tuple[list[str], list[list[str]]]:
-    head = ["task", "method", "parameters", "total rank", "seconds", "rows train / report", "seeds", "key"]
+    head = [
+        "task",
+        "method",
+        "parameters",
+        "total rank",
+        "train seconds",
+        "rows train / report",
+        "seeds",
+        "key",
+    ]
     lines = [
         [
             row.task,
@@ -214,7 +223,7 @@ def _notes(
     )
     notes.append(
         "Cost: parameters of the adapters and total rank, initial -> final where they differ, mean over finished "
-        "seeds; seconds per seed, median."
+        "seeds; seconds of training alone per seed, median."
     )
     signatures = sorted({f"`{text}`" for row in rows for text in row.signatures.values()})
     if signatures:

@@ -12,7 +12,7 @@ from adalora_bench.report.statistics import Summary
 
 
 def cells_table(rows: Sequence[CellRow]) -> Table:
-    """One line per cell: main score as median [min, max] x 100, seeds, majority class, ranks, parameters, seconds."""
+    """One line per cell: main score as median [min, max] x 100, seeds, majority class, ranks, parameters, training seconds."""
     places = dict.fromkeys(
         f"{row.group.backbone}, scale {row.group.scale}, split {row.group.split}" for row in rows
     )
@@ -21,7 +21,7 @@ def cells_table(rows: Sequence[CellRow]) -> Table:
     )
     for name in ("task", "method"):
         table.add_column(name, overflow="fold")
-    for name in ("median [min, max]", "n", "majority", "ranks", "parameters", "seconds"):
+    for name in ("median [min, max]", "n", "majority", "ranks", "parameters", "train seconds"):
         table.add_column(name, justify="right", no_wrap=name == "median [min, max]")
     several = len(places) > 1
     for row in rows:

@@ -85,7 +85,7 @@ def test_rows_for_the_terminal(records):
     assert row.baseline == {"acc": 0.5270758122743683}
     assert row.statuses == {"ok": 4, "diverged": 1}
     assert row.standard_error == pytest.approx(0.029939, abs=1e-6)
-    assert (row.params_initial, row.params_final, row.rank_final, row.seconds) == (18432, 18432, 36, 90)
+    assert (row.params_initial, row.params_final, row.rank_final, row.seconds) == (18432, 18432, 36, 84)
     grown = rows["increlora", "rte"]
     assert (grown.params_initial, grown.params_final) == (9216, 36864 + 512 * 2)
     assert grown.statuses == {"ok": 4, "collapsed": 1}

@@ -91,7 +91,7 @@ def test_threads_do_not_depend_on_the_number_of_workers() -> None:
 def test_exit_codes() -> None:
     done, failed = [Done(unit(), {})], [Failure(unit(), "why", None)]
     assert Summary().exit_code == 0
-    assert Summary(done=done, held=[unit()], skipped=[unit()]).exit_code == 0
+    assert Summary(done=done, held=[unit()], skipped=[unit()]).exit_code == 1
     assert Summary(done=done, failed=failed).exit_code == 1
     assert Summary(failed=failed, interrupted=signal.SIGINT).exit_code == 130
     assert Summary(done=done, interrupted=signal.SIGTERM).exit_code == 143

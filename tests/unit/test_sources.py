@@ -326,7 +326,7 @@ def test_a_silent_host_is_asked_once(monkeypatch: pytest.MonkeyPatch, places: Pl
     assert message.startswith("2 assets are missing:")
     assert "task rte (nyu-mll/glue/rte): huggingface.co did not answer" in message
     assert "backbone deberta_v3_base (microsoft/deberta-v3-base)" in message
-    assert "which does not exist) to the folder that holds nyu-mll/glue, or" in message
+    assert "which does not exist) to the folder that holds nyu-mll/glue\n" in message
     assert "go online and run `bench fetch task=rte backbone=deberta_v3_base`" in message
     assert "task=film_reviews" in message
 

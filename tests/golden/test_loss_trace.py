@@ -1,0 +1,43 @@
+"""The losses of two short trainings against the stored ones.
+
+Another type of CPU or another torch may round otherwise, so they are compared to 1e-5 here; `scripts/loss_compare.py
+--against REV` compares two checkouts on one machine bit for bit. After a change that is meant: `--write`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("loss_compare", ROOT / "scripts" / "loss_compare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_losses_are_the_stored_ones(script: Any) -> None:
+    stored = json.loads(script.STORED.read_text())["losses"]
+    found = script.trace()
+    assert list(found) == list(stored) == ["lora", "increlora"]
+    for method, losses in stored.items():
+        assert len(losses) == len(found[method]) == 12
+        expected = [float(loss) for loss in losses]
+        assert [float(loss) for loss in found[method]] == pytest.approx(expected, abs=1e-5), method
+        assert len(set(losses)) == 12
+
+
+def test_the_trace_is_deterministic_and_tells_methods_apart(script: Any) -> None:
+    one = script.trace()
+    assert one == script.trace()
+    assert one["lora"] != one["increlora"]
