@@ -50,12 +50,12 @@ demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embe
 	$(BENCH) tables --compare $(DEMO_ARGS) task=film_reviews
 
 test: install ## All offline tests, without real data (10 minutes at most)
-	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadfile
+	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup
 
 test-data: install ## The tests that need real data (ADALORA_BENCH_DATA, default ../shared/data)
 	@test -d "$(ADALORA_BENCH_DATA)" || { echo 'make test-data needs real data sets: set ADALORA_BENCH_DATA to a folder in the layout of the hub (nyu-mll/glue/rte/...); received "$(ADALORA_BENCH_DATA)".'; exit 1; }
 	$(BENCH) fetch task=film_reviews scale=cpu
-	ADALORA_BENCH_DATA="$(ADALORA_BENCH_DATA)" $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadfile -m 'data and not slow'
+	ADALORA_BENCH_DATA="$(ADALORA_BENCH_DATA)" $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup -m 'data and not slow'
 
 lint: install ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

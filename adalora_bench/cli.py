@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,12 @@ def _groups() -> str:
     from adalora_bench.compose import options
     from adalora_bench.config import GROUPS
 
-    lines = [f"  {group + '=':10} {', '.join(options(group))}" for group in GROUPS]
+    lines = [
+        textwrap.fill(
+            ", ".join(options(group)), 110, initial_indent=f"  {group + '=':10} ", subsequent_indent=" " * 13
+        )
+        for group in GROUPS
+    ]
     return "\n".join(
         ["groups:", *lines, "\nAny other setting of conf/*.yaml is changed the same way: train.epochs=5"]
     )

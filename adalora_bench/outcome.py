@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_bench import metrics, prepare
 from adalora_bench.config import STEERING
-from adalora_bench.lowrank.budget import trainable
+from adalora_bench.lowrank.budget import added, stored, trainable
 from adalora_bench.records import environment, git_state
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
     """The record of a unit that ended: `ok`, `collapsed`, `diverged`, or `failed` for a broken promise."""
     cell, run = training.unit.cell, training.run
     whole = status in ("ok", "collapsed")
-    stored = sum(p.numel() for layer in run.adapters.values() for p in layer.blocks.parameters())
     head = trainable(run.head)
     seconds = {k: round(v, 3) for k, v in training.meter.seconds.items()}
     return {
@@ -54,12 +53,13 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "rows": training.rows.counts,
         "subset": training.rows.subset,
         "params": {
-            "total": sum(p.numel() for p in run.model.parameters()) - stored,
+            "total": sum(p.numel() for p in run.model.parameters())
+            - sum(p.numel() for p in added(run.adapters)),
             "head": head,
             "adapter_initial": training.initial["adapter"],
             "adapter_final": adapter_parameters(run),
             "adapter_average": round(run.budget.average_trainable, 1),
-            "stored_final": stored,
+            "stored_final": stored(run.adapters),
         },
         "ranks": {
             "initial_total": training.initial["rank"] if run.adapters else None,

@@ -20,7 +20,7 @@ from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
 from adalora_bench.methods.base import Method
 from adalora_bench.outcome import adapter_parameters, describe
-from adalora_bench.records import RecordStore, append_jsonl, read_jsonl, write_predictions
+from adalora_bench.records import RecordStore, append_jsonl, atomic_write, read_jsonl, write_predictions
 from adalora_bench.train import checkpoint, loop
 from adalora_bench.train.evaluate import Predictions, is_collapsed, predict
 from adalora_bench.train.meter import Meter
@@ -157,9 +157,7 @@ class Training:
         self.history, self.best = extra["history"], extra["best"]
         self.meter.load(extra["meter"])
         rows = [row for row in read_jsonl(log)[0] if row["step"] < self.run.step]
-        log.unlink(missing_ok=True)
-        for row in rows:
-            append_jsonl(log, row)
+        atomic_write(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     # -- the course -----------------------------------------------------------------------------------------
 
@@ -217,7 +215,7 @@ class Training:
         if self.run.step % max(1, self.run.total_steps // 50) == 0:
             self._progress("train", None, row["loss"])
         due = time.monotonic() - self.saved_at > 60 * self.unit.cell.config["checkpoint_minutes"]
-        if (must_save or due) and self.run.step < self.run.total_steps:
+        if must_save or due:
             extra = {"history": self.history, "best": self.best, "meter": self.meter.state()}
             checkpoint.save(self.checkpoints, self.run, self.frozen, extra)
             self.saved_at = time.monotonic()

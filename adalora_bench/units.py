@@ -61,7 +61,7 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some unit failed or is held by another process, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1."""
+        """0 all done, 1 some failed or held by another process, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1."""
         if self.interrupted is not None:
             return EXIT_INTERRUPTED if self.interrupted == signal.SIGINT else EXIT_TERMINATED
         return EXIT_UNIT_FAILED if self.failed or self.held else EXIT_OK

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ class RankBlock(nn.Module):
     """r ranks that were born together: A (r, in), B (r, out), gate (r,), alive (r,) of booleans.
 
     `reserve` marks ranks that learn but are not counted yet (IncreLoRA's advance learning).
+
+    `step_gate` (r,) stands in for `gate` while it is set: a method whose gate is drawn or computed anew in every step
+    (SaLoRA, DyLoRA) sets it in `before_forward` and again after the step, for evaluation. It is no state: checkpoints
+    do not hold it. A leaf that requires a gradient collects it over the micro-batches, and `after_backward` carries
+    it on to what the gate was computed from.
     """
 
     a: nn.Parameter
@@ -45,6 +51,7 @@ class RankBlock(nn.Module):
         self.register_buffer("alive", torch.ones_like(gate, dtype=torch.bool))
         self.alive_ranks = self.rank  # counted when it changes, so that no step waits for a device
         self.reserve = reserve
+        self.step_gate: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -61,10 +68,11 @@ class RankBlock(nn.Module):
         self.alive_ranks = int(self.alive.sum())
 
     def effective_gate(self) -> Tensor:
-        """gate with dead ranks at exactly 0, (r,)."""
+        """`step_gate` or else gate, with dead ranks at exactly 0, (r,)."""
+        gate = self.gate if self.step_gate is None else self.step_gate
         if self.alive_ranks == self.rank:
-            return self.gate
-        return torch.where(self.alive, self.gate, torch.zeros_like(self.gate))
+            return gate
+        return torch.where(self.alive, gate, torch.zeros_like(gate))
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class LowRankLinear(nn.Module):
         self.out_gate: nn.Parameter | None = None
         self.want_delta_grad = False
         self.delta_grad: Tensor | None = None
+        self.shared: tuple[Tensor, Tensor] | None = None  # see append_shared
 
     # -- shapes and counts ----------------------------------------------------------------------------------
 
@@ -135,6 +144,35 @@ class LowRankLinear(nn.Module):
         """Grow: put a block at the end of the rank axis."""
         self.blocks.append(block)
         return block
+
+    def append_shared(self, block: RankBlock) -> RankBlock:
+        """Grow an empty layer by a block whose A and B are views of tensors that many layers read (VeRA).
+
+        They are frozen and no state of this layer: `state_dict` leaves them out, and a load, before which a
+        checkpoint may have rebuilt the block, ties them again. The method makes them anew in every run.
+        """
+        assert not self.blocks, "shared factors are the only block of their layer"
+        self.shared = (block.a.detach(), block.b.detach())
+        self.register_state_dict_post_hook(_leave_out_shared)
+        self.append(block)
+        self._tie_shared()
+        return block
+
+    def _tie_shared(self) -> None:
+        assert self.shared is not None
+        (block,) = self.rank_blocks()
+        block.a, block.b = (
+            nn.Parameter(view.to(old.device, old.dtype), requires_grad=False)  # no copy where nothing differs
+            for view, old in zip(self.shared, (block.a, block.b), strict=True)
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Called before the blocks are loaded: the shared factors are tied, and not missed."""
+        if self.shared is not None:
+            self._tie_shared()
+            (block,) = self.rank_blocks()
+            state_dict |= {f"{prefix}blocks.0.a": block.a, f"{prefix}blocks.0.b": block.b}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def remove(self, block: RankBlock) -> None:
         """Take a block away, with its parameters."""
@@ -175,6 +213,8 @@ class LowRankLinear(nn.Module):
                 new.grad = None if old.grad is None else old.grad[keep].clone()
                 moved[old] = (new, keep)
                 setattr(block, name, new)
+            if block.step_gate is not None:
+                block.step_gate = block.step_gate[keep]
             block.alive = torch.ones_like(block.gate, dtype=torch.bool)
             block.recount()
             if block.rank == 0:
@@ -236,3 +276,9 @@ class LowRankLinear(nn.Module):
             self.delta_grad = big.to(self.weight.dtype)
         else:
             self.delta_grad += big
+
+
+def _leave_out_shared(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Hook of `state_dict`, see LowRankLinear.append_shared."""
+    for part in ("a", "b"):
+        state.pop(f"{prefix}blocks.0.{part}", None)

@@ -119,6 +119,11 @@ def delta(a: Tensor, b: Tensor, gate: Tensor, out_gate: Tensor | None, scale: fl
     return scale * (up * gate[:, None]).T @ a
 
 
+def product_step(a0: Tensor, b0: Tensor, a1: Tensor, b1: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, b), (2r, in) and (2r, out), with b^T a = b1^T a1 - b0^T a0: Delta-LoRA's dAB of Eq. 6, never formed."""
+    return torch.cat([a1, a0]), torch.cat([b1, -b0])
+
+
 def _merge(
     weight: Tensor, a: Tensor, b: Tensor, gate: Tensor, out_gate: Tensor | None, scale: float
 ) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,3 +43,84 @@ def orthogonality(x: Tensor, *, squared: bool) -> Tensor:
     """
     gap = x @ x.T - torch.eye(x.shape[0], dtype=x.dtype, device=x.device)
     return gap.square().sum() if squared else torch.linalg.matrix_norm(gap)
+
+
+def mean_orthogonality(matrices: Sequence[Tensor], *, squared: bool) -> Tensor:
+    """The mean of `orthogonality` over A and B of every module: 2n matrices. AdaLoRA and IncreLoRA, as their codes."""
+    terms = [orthogonality(x, squared=squared) for x in matrices]
+    return sum(terms[1:], terms[0]) / len(terms)
+
+
+def sensitivity(weight: Tensor, grad: Tensor) -> Tensor:
+    """S = |w * dL/dw| of every single entry, AdaLoRA Eq. 8. Any shape."""
+    return (weight * grad).abs()
+
+
+def triplet(gate: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Importance of the triplets (singular value, row of A, row of B), AdaLoRA Eq. 7, shape (r,).
+
+    Args:
+        gate: scores of the singular values, (r,).
+        a: scores of the entries of A, (r, in); their mean counts.
+        b: scores of the entries of B, (r, out).
+    """
+    return gate + a.mean(1) + b.mean(1)
+
+
+def soft_threshold(x: Tensor, xi: float) -> Tensor:
+    """T_xi(x): x - xi above xi, 0 in [-xi, xi], x + xi below -xi. SoRA Eq. 11; any shape, xi >= 0.
+
+    It is argmin_u xi |u| + (u - x)^2 / 2 (Eq. 13).
+    """
+    return torch.nn.functional.softshrink(x, xi)
+
+
+def soft_threshold_authors(x: Tensor, xi: float) -> Tensor:
+    """What SoRA's code does: T_xi, then everything below xi in size becomes 0, so xi < |x| < 2 xi is lost too.
+
+    |x| = xi stays as it is (all their comparisons are strict), and xi = 0 leaves everything.
+    """
+    shrunk = torch.where(x.abs() > xi, x - xi * x.sign(), x)
+    return torch.where(shrunk.abs() < xi, torch.zeros_like(x), shrunk)
+
+
+def freezing_signal(weight: Tensor, grad: Tensor, *, kind: str = "grad") -> Tensor:
+    """I(t) of AFLoRA Eq. 2 before smoothing, one number per entry: |grad|, or another score of its Figure 4.
+
+    `kind` is grad, weight_times_grad or grad_over_weight; there a weight of 0 counts as 1e-12.
+    """
+    if kind == "grad":
+        return grad.abs()
+    if kind == "weight_times_grad":
+        return (weight * grad).abs()
+    return grad.abs() / weight.abs().clamp_min(1e-12)
+
+
+def freezing_score(mean: Tensor, deviation: Tensor) -> Tensor:
+    """s(t) = mean over the entries of I(t) o U(t), AFLoRA Eq. 4; a scalar for one projection matrix."""
+    return (mean * deviation).mean()
+
+
+def hard_concrete_sample(
+    log_alpha: Tensor, uniform: Tensor, *, beta: float, low: float, high: float
+) -> Tensor:
+    """A gate in [0, 1] that is exactly 0 or 1 with positive probability (L0 regularisation, SaLoRA). Any shape.
+
+    Args:
+        log_alpha: location of the distribution, one per gate.
+        uniform: draws from U(0, 1) of the same shape, strictly inside.
+        beta: temperature.
+        low, high: ends of the stretched interval, low < 0 and high > 1.
+    """
+    s = torch.sigmoid((torch.logit(uniform) + log_alpha) / beta)
+    return (s * (high - low) + low).clamp(0, 1)
+
+
+def hard_concrete_gate(log_alpha: Tensor, *, low: float, high: float) -> Tensor:
+    """The gate at test time, without a draw: clamp(sigmoid(log_alpha) * (high - low) + low, 0, 1). Any shape."""
+    return (torch.sigmoid(log_alpha) * (high - low) + low).clamp(0, 1)
+
+
+def expected_open(log_alpha: Tensor, *, beta: float, low: float, high: float) -> Tensor:
+    """P(gate > 0) = sigmoid(log_alpha - beta * log(-low / high)). Any shape; the sum is the expected rank E[L0]."""
+    return torch.sigmoid(log_alpha - beta * math.log(-low / high))

@@ -163,15 +163,13 @@ class IncreLora(Method):
         A module's matrix holds all its ranks, the reserve included: that is what makes a reserve orthogonal to the
         ranks it will join.
         """
-        from adalora_bench.lowrank.scores import orthogonality
+        from adalora_bench.lowrank.scores import mean_orthogonality
 
         if self.orthogonality == 0:
             return None
-        terms = []
-        for layer in run.adapters.values():
-            factors = layer.factors()
-            terms += [orthogonality(x, squared=self.orthogonality_squared) for x in (factors.a, factors.b)]
-        return self.orthogonality * sum(terms[1:], terms[0]) / len(terms)
+        factors = [layer.factors() for layer in run.adapters.values()]
+        matrices = [x for f in factors for x in (f.a, f.b)]
+        return self.orthogonality * mean_orthogonality(matrices, squared=self.orthogonality_squared)
 
     def after_backward(self, run: Run) -> None:
         """Score (Eq. 5), smooth (Eq. 6, 7), rank (Eq. 8) and, when it is time, grow (Algorithm 1)."""

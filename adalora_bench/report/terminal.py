@@ -12,7 +12,7 @@ from adalora_bench.report.statistics import Summary
 
 
 def cells_table(rows: Sequence[CellRow]) -> Table:
-    """One line per cell: main score as median [min, max] x 100, seeds, majority class, ranks, parameters, training seconds."""
+    """One line per cell: main score as median [min, max] x 100, n, majority class, ranks, parameters, seconds."""
     places = dict.fromkeys(
         f"{row.group.backbone}, scale {row.group.scale}, split {row.group.split}" for row in rows
     )

@@ -34,7 +34,7 @@ GROUP_FIELDS = ("weight_decay", "born", "warmup", "name")
 
 
 def frozen_base_names(run: Run, *, moves_base: bool) -> set[str]:
-    """Names of parameters that stay as the backbone had them; call after `attach`."""
+    """Names of parameters that stay as the backbone had them; call after `attach`, before the first step."""
     adapted = (
         {id(p) for layer in run.adapters.values() for p in layer.base.parameters()} if moves_base else set()
     )

@@ -177,9 +177,14 @@ class Run:
         self.events.append(RankEvent(self.step, kind, module, before, after))
 
     def lr_of(self, group: dict[str, Any]) -> float:
-        """Learning rate of an optimizer group at the current step."""
+        """Learning rate of an optimizer group at the current step.
+
+        Its curve ends with the training; a method that trains in stages stamps an earlier `end` on its groups (in
+        `before_forward`, at every step: a checkpoint does not keep it).
+        """
         born, warmup = int(group["born"]), int(group["warmup"])
-        factor = lr_factor(self.step - born, self.total_steps - born, warmup, self.settings.schedule)
+        end = int(group.get("end", self.total_steps))
+        factor = lr_factor(self.step - born, end - born, warmup, self.settings.schedule)
         return float(group["peak_lr"]) * factor
 
     # -- what the loop does ---------------------------------------------------------------------------------

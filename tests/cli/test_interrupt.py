@@ -31,8 +31,10 @@ from bench_process import (
 
 from adalora_bench import cli, prepare
 
+pytestmark = pytest.mark.xdist_group("cli-interrupt")  # its fixtures are made once
+
 EPOCHS = 60
-STEPS = 4 * EPOCHS
+STEPS = 5 * EPOCHS
 # A short cell, and one that is long enough to be caught in the middle; one worker does them in this order.
 # fmt: off
 COMMAND = (

@@ -20,6 +20,8 @@ from bench_process import bench, environment, facts, finish, records, running, s
 from adalora_bench.compose import compose_cells
 from adalora_bench.units import Unit, rerun_command
 
+pytestmark = pytest.mark.xdist_group("cli-sweep")  # its fixtures are made once
+
 SWEEP = ("run", "-m", "method=lora,increlora", "task=rte,mrpc", "scale=smoke", "seeds=[0,1]", "jobs=2")
 VICTIM = "lora rte seed 0 (tiny_bert)"
 # DESIGN.md section 9, and the fields of the record.

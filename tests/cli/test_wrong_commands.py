@@ -11,6 +11,8 @@ from bench_process import bench, write_data
 
 from adalora_bench import cli
 
+pytestmark = pytest.mark.xdist_group("cli-wrong")  # its fixtures are made once
+
 LORA, INCRELORA = "run method=lora task=rte", "run method=increlora task=rte"
 # A command of `bench`, and what its message must hold: the received value, then the nearest name or the way out.
 WRONG: list[tuple[str, list[str]]] = [
@@ -21,7 +23,7 @@ WRONG: list[tuple[str, list[str]]] = [
     (f"{LORA} scale=cpuu", ["unknown scale 'cpuu'", "did you mean 'cpu'?", "cpu, paper, smoke"]),
     (f"{LORA} train=defualt", ["unknown train 'defualt'", "did you mean 'default'?"]),
     ("run method=../method/lora task=rte", ["'../method/lora'"]),
-    ("run method= task=rte", ["unknown method ''", "Valid: full"]),
+    ("run method= task=rte", ["unknown method ''", "Valid: adalora"]),
     ("run -m method=lora,lorra task=rte,mrpc", ["unknown method 'lorra'", "did you mean 'lora'?"]),
     # keys
     (f"{INCRELORA} method.target_rnk=4", ["'method.target_rnk'", "did you mean 'method.target_rank'?"]),
@@ -76,7 +78,7 @@ WRONG: list[tuple[str, list[str]]] = [
     (f"{LORA} split=typo", ["unknown split 'typo'", "validation"]),
     # what can only fail late; there is no data here, so these know the official number of rows
     (f"{LORA} scale=paper train.warmup=100000", ["train.warmup is 100000 steps", "the whole training has"]),
-    (f"{LORA} scale=smoke train.warmup=12", ["train.warmup is 12 steps", "has 12 (4 an epoch)"]),
+    (f"{LORA} scale=smoke train.warmup=15", ["train.warmup is 15 steps", "has 15 (5 an epoch)"]),
     (f"{INCRELORA} method.interval=100000", ["cannot reach its target", "method.top_h", "Train longer"]),
     (f"{INCRELORA} method.top_h=1000", ["method.top_h=1000", "36"]),
     (f"{INCRELORA} method.top_h=many", ["method.top_h='many'", "12%"]),
@@ -277,12 +279,14 @@ def _is_a_sentence(err: str) -> None:
 def _tells_what_is_missing(err: str, *names: str) -> None:
     lines = err.splitlines()
     assert lines[0] == f"bench: {len(names)} assets are missing:"
-    for name, line in zip(names, sorted(lines[1:-1], key=lambda line: _place(line, names)), strict=True):
+    first_way = lines.index("What to do, one of:")
+    missing = sorted(lines[1:first_way], key=lambda line: _place(line, names))
+    for name, line in zip(names, missing, strict=True):
         assert f" {name} (" in line
     assert "Traceback" not in err
     assert len(lines) <= 15
     for way in ("set ADALORA_BENCH_DATA", "bench fetch", "task=film_reviews"):
-        assert way in lines[-1]
+        assert any(line.startswith("  - ") and way in line for line in lines[first_way + 1 :])
 
 
 def _place(line: str, names: tuple[str, ...]) -> int:

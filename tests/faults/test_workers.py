@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -279,7 +280,9 @@ def test_a_stopped_command_keeps_what_it_has(
     assert [path.read_text().split()[1] for path in tmp_path.rglob("checkpoint.txt")] == [
         str(int(signum))
     ] * 2
-    assert f"{signal.Signals(signum).name}: 2 running, asked to write a checkpoint and end within 30 s" in err
+    # a worker that got the signal itself may have ended before the parent counts
+    name = signal.Signals(signum).name
+    assert re.search(rf"{name}: [012] running, asked to write a checkpoint and end within 30 s", err)
     assert "Traceback" not in err
     running.wait_for_the_last()
     assert sorted({path.name for path in tmp_path.rglob("*") if path.is_file()}) == [

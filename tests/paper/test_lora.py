@@ -31,7 +31,8 @@ class Net(nn.Module):
 
 def method(**settings: object) -> Lora:
     defaults: dict[str, object] = {"version": 1, "targets": ["all"], "lr": 0.01, "head_lr": None}
-    return Lora(**(defaults | {"rank": 4, "alpha": 8.0, "dropout": 0.0, "rslora": False} | settings))  # type: ignore[arg-type]
+    plain = {"rank": 4, "rank_pattern": None, "alpha": 8.0, "dropout": 0.0, "rslora": False}
+    return Lora(**(defaults | plain | settings))  # type: ignore[arg-type]
 
 
 def started(lora: Lora, net: Net) -> Run:
@@ -127,10 +128,27 @@ def test_only_targets_are_adapted_and_only_factors_and_head_train() -> None:
         method().check(run)
 
 
+def test_rank_pattern_gives_roles_a_rank_and_a_scale_of_their_own() -> None:
+    lora = method(rank_pattern={"down": 2})
+    run = started(lora, Net())
+    assert {name: (layer.rank, layer.scale) for name, layer in run.adapters.items()} == {
+        "first": (4, 2.0),
+        "second": (2, 4.0),
+    }
+    for layer in run.adapters.values():
+        next(layer.rank_blocks()).b.data.fill_(1.0)
+    lora.check(run)
+    with pytest.raises(PromiseBroken, match="6 ranks instead of 8"):
+        method().check(run)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"rank": 0}, "method.rank=0"),
+        ({"rank_pattern": {"q": 0}}, "method.rank_pattern.q=0"),
+        ({"rank_pattern": {"qq": 2}}, "role in method.rank_pattern"),
+        ({"rank_pattern": {"q": 2}, "targets": ["v"]}, "names q, which method.targets"),
         ({"alpha": 0.0}, "method.alpha=0.0"),
         ({"lr": -1.0}, "method.lr=-1.0"),
         ({"dropout": 1.0}, "method.dropout=1.0"),

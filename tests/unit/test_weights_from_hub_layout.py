@@ -35,7 +35,9 @@ def test_a_pinned_snapshot_in_the_hub_cache_is_found_and_loaded_offline(
     backbone: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    [cell] = compose_cells([f"backbone={backbone}", "backbone.layers=2", "task=toy", "method=lora", "scale=smoke"])
+    [cell] = compose_cells(
+        [f"backbone={backbone}", "backbone.layers=2", "task=toy", "method=lora", "scale=smoke"]
+    )
     source = cell.config["backbone"]["source"]
     folder = tmp_path / f"models--{source['hub'].replace('/', '--')}" / "snapshots" / source["revision"]
     saved = _save_tiny(tiny, folder)
@@ -43,17 +45,27 @@ def test_a_pinned_snapshot_in_the_hub_cache_is_found_and_loaded_offline(
     found = prepare.assets([cell], prepare.places_of(cell.config))[backbone]
     loaded = build(cell.config["backbone"], "backbone").load(found, outputs=2, head_seed=0)
 
-    assert found.served_by == "hub" and source["revision"] in found.detail
+    assert found.served_by == "hub"
+    assert source["revision"] in found.detail
     assert len(loaded.modules) == 12
     for name, weight in saved.state_dict().items():
         if "pooler" not in name:
-            torch.testing.assert_close(getattr(loaded.model.body, loaded.model.body.base_model_prefix).state_dict()[name], weight)
+            torch.testing.assert_close(
+                getattr(loaded.model.body, loaded.model.body.base_model_prefix).state_dict()[name], weight
+            )
 
 
 def test_a_local_folder_beside_the_data_serves_the_weights(tmp_path: Path) -> None:
     _save_tiny("tiny_roberta", tmp_path / "FacebookAI" / "roberta-base")
     [cell] = compose_cells(
-        ["backbone=roberta_base", "backbone.layers=2", "task=toy", "method=lora", "scale=smoke", f"data_dir={tmp_path}"]
+        [
+            "backbone=roberta_base",
+            "backbone.layers=2",
+            "task=toy",
+            "method=lora",
+            "scale=smoke",
+            f"data_dir={tmp_path}",
+        ]
     )
     found = prepare.assets([cell], prepare.places_of(cell.config))["roberta_base"]
     assert found.served_by == "local"
