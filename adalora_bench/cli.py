@@ -121,7 +121,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     summary = _train(todo, skipped, common, results)
     _refresh_tables(results, cells, console)
     _print_cells(results, cells, console)
-    _print_summary(summary, console)
+    _print_summary(summary, console, forced=common["force"])
     return summary.exit_code
 
 
@@ -155,7 +155,7 @@ def _say_scale(cells: list[Cell], overrides: Sequence[str], console: Console) ->
         )
 
 
-def _print_summary(summary: Summary, console: Console) -> None:
+def _print_summary(summary: Summary, console: Console, *, forced: bool) -> None:
     from adalora_bench.units import rerun_command
 
     parts = [f"{len(summary.done)} done", f"{len(summary.skipped)} skipped", f"{len(summary.failed)} failed"]
@@ -171,9 +171,10 @@ def _print_summary(summary: Summary, console: Console) -> None:
     for unit in summary.held:
         console.print(f"held: {unit.name} is being trained by another process", soft_wrap=True)
     if summary.interrupted is not None:
+        again = " without force=true" if forced else ""
         console.print(
             f"interrupted: {_count(len(summary.left), 'unit')} left, each saved where it was; what was finished is "
-            "kept. The same command goes on from here.",
+            f"kept. The same command{again} goes on from here.",
             soft_wrap=True,
         )
 
@@ -241,13 +242,15 @@ def _print_cells(
 
 
 def fetch_command(arguments: argparse.Namespace) -> int:
-    """Bring what the cells of a command read; the method does not matter and may be left out."""
+    """Bring what the cells of a command read. A task or a backbone alone will do: the method does not matter."""
     from adalora_bench import prepare
     from adalora_bench.compose import compose_cells
 
     console = _console()
-    named = any(text.startswith("method=") for text in arguments.overrides)
-    overrides = [*arguments.overrides, *([] if named else ["method=lora"])]
+    named = {text.split("=", 1)[0] for text in arguments.overrides}
+    # what is not named costs nothing: no method has assets, and the toy task is made by code
+    rest = [text for name, text in (("method", "method=lora"), ("task", "task=toy")) if name not in named]
+    overrides = [*arguments.overrides, *rest]
     cells = compose_cells(overrides, multirun=True)
     _say_scale(cells, overrides, console)
     for name, found in prepare.assets(cells, prepare.places_of(cells[0].config)).items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_bench import metrics, prepare
 from adalora_bench.config import STEERING
 from adalora_bench.lowrank.budget import added, stored, trainable
-from adalora_bench.records import environment, git_state
+from adalora_bench.records import FINISHED, SCHEMA, environment, git_state
 
 if TYPE_CHECKING:
     from adalora_bench.data.sources import Found
@@ -20,18 +20,16 @@ if TYPE_CHECKING:
 def describe(training: Training, status: str, reason: str | None) -> dict[str, Any]:
     """The record of a unit that ended: `ok`, `collapsed`, `diverged`, or `failed` for a broken promise."""
     cell, run = training.unit.cell, training.run
-    whole = status in ("ok", "collapsed")
+    whole = status in FINISHED
     head = trainable(run.head)
     seconds = {k: round(v, 3) for k, v in training.meter.seconds.items()}
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "key": cell.key,
         "settings_key": cell.settings_key,
         "names": cell.names,
-        "overrides": list(cell.overrides),
-        "config": {
-            key: value for key, value in cell.config.items() if key == "recipe" or key not in STEERING
-        },
+        "overrides": [text for text in cell.overrides if ".source.local=" not in text],
+        "config": _without_paths(cell.config),
         "seed": training.unit.seed,
         "versions": {
             "task": training.task.version,
@@ -93,3 +91,13 @@ def adapter_parameters(run: Run) -> int:
 def _asset(found: Found) -> dict[str, str]:
     """Who served an asset and under which pin; no path of this machine."""
     return {"served_by": found.served_by, "detail": found.detail}
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a record: nothing that steers a command, and of a local source no more than that it was one."""
+    kept = {key: value for key, value in config.items() if key == "recipe" or key not in STEERING}
+    for group in ("task", "backbone"):
+        source = kept[group]["source"]
+        if source.get("local"):
+            kept[group] = kept[group] | {"source": source | {"local": "a local folder"}}
+    return kept

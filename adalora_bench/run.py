@@ -20,7 +20,14 @@ from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
 from adalora_bench.methods.base import Method
 from adalora_bench.outcome import adapter_parameters, describe
-from adalora_bench.records import RecordStore, append_jsonl, atomic_write, read_jsonl, write_predictions
+from adalora_bench.records import (
+    FINISHED,
+    RecordStore,
+    append_jsonl,
+    atomic_write,
+    read_jsonl,
+    write_predictions,
+)
 from adalora_bench.train import checkpoint, loop
 from adalora_bench.train.evaluate import Predictions, is_collapsed, predict
 from adalora_bench.train.meter import Meter
@@ -180,7 +187,7 @@ class Training:
             status, reason = "diverged", str(error)
         except PromiseBroken as error:
             status, reason = "failed", str(error)
-        if status in ("ok", "collapsed"):
+        if status in FINISHED:
             self._keep_artefacts()
         return describe(self, status, reason)
 

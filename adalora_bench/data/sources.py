@@ -226,7 +226,7 @@ def _in_folder(
     source: Source, folder: Path, label: str, splits: Sequence[str] | None, kind: str, optional: Sequence[str]
 ) -> Found | None:
     if kind == MODEL:
-        return Found("local", folder, {}, f"folder {label}") if (folder / "config.json").is_file() else None
+        return Found("local", folder, {}, f"folder {label}") if hub.is_complete_model(folder) else None
     for place in [folder, folder / source.subset] if source.local and source.subset else [folder]:
         files = parquet.split_files(place, splits or (), optional)
         if files is not None:

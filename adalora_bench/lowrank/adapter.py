@@ -178,9 +178,9 @@ class LowRankLinear(nn.Module):
         """Take a block away, with its parameters."""
         self.blocks = nn.ModuleList(kept for kept in self.blocks if kept is not block)
 
-    def factors(self) -> Factors:
-        """All blocks concatenated along the rank axis; dead ranks have gate 0."""
-        blocks = list(self.rank_blocks())
+    def factors(self, *, reserve: bool = True) -> Factors:
+        """All blocks (with `reserve=False` those that count) along the rank axis; dead ranks have gate 0."""
+        blocks = [block for block in self.rank_blocks() if reserve or not block.reserve]
         if not blocks:
             like = self.weight
             return Factors(

@@ -30,10 +30,10 @@ class AfLora(Method):
 
     rank: int
     dropout: float
-    down_gate: float  # L_d at the start
+    d_init: float  # L_d at the start
     train_matrices: list[str]
-    t_i: Phase
-    t_f: Phase
+    initial_warmup: Phase  # t_i
+    final_phase: Phase  # t_f
     score: str
     beta1: float
     beta2: float
@@ -47,8 +47,8 @@ class AfLora(Method):
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("dropout", self.dropout)):
             if not 0 <= value < 1:
                 raise UserError(f"method.{name}={value} must lie in [0, 1).")
-        if not 0 < abs(self.down_gate) < math.inf:
-            raise UserError(f"method.down_gate={self.down_gate} must be a finite number other than 0.")
+        if not 0 < abs(self.d_init) < math.inf:
+            raise UserError(f"method.d_init={self.d_init} must be a finite number other than 0.")
         for name, valid in (("score", SCORES), ("deviation_from", ("previous", "updated"))):
             if getattr(self, name) not in valid:
                 raise UserError(unknown(f"value of method.{name}", getattr(self, name), valid))
@@ -69,18 +69,21 @@ class AfLora(Method):
 
     def precheck(self, facts: Facts) -> None:
         super().precheck(facts)
-        start, tail = facts.steps("method.t_i", self.t_i), facts.steps("method.t_f", self.t_f)
+        start = facts.steps("method.initial_warmup", self.initial_warmup)
+        tail = facts.steps("method.final_phase", self.final_phase)
         if not self.train_matrices:
             return
         if start + tail >= facts.total_steps:
             raise UserError(
-                f"AFLoRA has no step to freeze in: method.t_i={self.t_i} is {start} steps and method.t_f={self.t_f} is "
-                f"{tail}, which leaves none of {facts.total_steps}. Train longer, or shorten one of them."
+                f"AFLoRA has no step to freeze in: method.initial_warmup={self.initial_warmup} is {start} steps "
+                f"and method.final_phase={self.final_phase} is {tail}, which leaves none of {facts.total_steps}. "
+                "Train longer, or shorten one of them."
             )
         if self.window > max(1, start):
             raise UserError(
                 f"method.window={self.window} steps are not over when freezing begins at step {start} "
-                f"(method.t_i={self.t_i}): there would be no score; shorten the window or raise t_i."
+                f"(method.initial_warmup={self.initial_warmup}): there would be no score; "
+                "shorten the window or raise initial_warmup."
             )
 
     # -- building -------------------------------------------------------------------------------------------
@@ -96,7 +99,7 @@ class AfLora(Method):
         block = RankBlock(
             a=run.uniform(r, layer.in_features, bound=math.sqrt(6 / layer.in_features), like=like),
             b=run.uniform(r, layer.out_features, bound=math.sqrt(6 / r), like=like),
-            gate=like.new_full((r,), self.down_gate),
+            gate=like.new_full((r,), self.d_init),
             train_gate=True,
         )
         layer.append(block)
@@ -109,8 +112,8 @@ class AfLora(Method):
 
     def setup(self, run: Run) -> None:
         run.scratch |= {
-            "start": run.steps("method.t_i", self.t_i),
-            "tail": run.steps("method.t_f", self.t_f),
+            "start": run.steps("method.initial_warmup", self.initial_warmup),
+            "tail": run.steps("method.final_phase", self.final_phase),
         }
 
     def after_backward(self, run: Run) -> None:

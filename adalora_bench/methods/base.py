@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -131,9 +132,15 @@ class Method:
 
 
 def require_positive(name: str, value: float) -> None:
-    """Raises UserError unless value > 0 (NaN is refused too)."""
-    if not value > 0:
-        raise UserError(f"{name}={value} must be above 0.")
+    """Raises UserError unless 0 < value < infinity (NaN is refused too)."""
+    if not 0 < value < math.inf:
+        raise UserError(f"{name}={value} must be a finite number above 0.")
+
+
+def require_not_negative(name: str, value: float) -> None:
+    """Raises UserError unless 0 <= value < infinity (NaN is refused too)."""
+    if not 0 <= value < math.inf:
+        raise UserError(f"{name}={value} must be a finite number, 0 or above.")
 
 
 def require_at_least_one(name: str, value: int) -> None:

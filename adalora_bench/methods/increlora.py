@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
-from adalora_bench.methods.base import Facts, Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import (
+    Facts,
+    Method,
+    require_at_least_one,
+    require_not_negative,
+    require_positive,
+)
 from adalora_bench.train.schedule import Phase
 
 if TYPE_CHECKING:
@@ -55,8 +61,8 @@ class IncreLora(Method):
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("dropout", self.dropout)):
             if not 0 <= value < 1:
                 raise UserError(f"method.{name}={value} must lie in [0, 1).")
-        if not self.orthogonality >= 0:
-            raise UserError(f"method.orthogonality={self.orthogonality} must not be negative.")
+        require_not_negative("method.orthogonality", self.orthogonality)
+        require_not_negative("method.reserve_gate", self.reserve_gate)
         if self.score_norm not in ("avg", "sqrt"):
             raise UserError(f"method.score_norm={self.score_norm!r} must be avg or sqrt.")
         if self.scale_by not in ("active", "target", "none"):
@@ -88,7 +94,7 @@ class IncreLora(Method):
         warmup = facts.steps("method.growth_warmup", self.growth_warmup)
         interval = facts.steps("method.interval", self.interval)
         require_at_least_one("method.interval", interval)
-        growths = sum(1 for t in range(warmup + 1, facts.total_steps) if t % interval == 0)
+        growths = sum(1 for t in range(warmup + 1, facts.total_steps - 1) if t % interval == 0)
         missing = (self.target_rank - 1) * facts.modules
         reach = growths * h * self.ranks_per_growth
         if reach < missing:
@@ -161,13 +167,13 @@ class IncreLora(Method):
         """gamma * mean over the 2n matrices of ||A A^T - I||_F and ||B B^T - I||_F (Eq. 4: their squares).
 
         A module's matrix holds all its ranks, the reserve included: that is what makes a reserve orthogonal to the
-        ranks it will join.
+        ranks it will join. Without advance learning a reserve sleeps, and nothing is kept orthogonal to it.
         """
         from adalora_bench.lowrank.scores import mean_orthogonality
 
         if self.orthogonality == 0:
             return None
-        factors = [layer.factors() for layer in run.adapters.values()]
+        factors = [layer.factors(reserve=self.advance_learning) for layer in run.adapters.values()]
         matrices = [x for f in factors for x in (f.a, f.b)]
         return self.orthogonality * mean_orthogonality(matrices, squared=self.orthogonality_squared)
 
@@ -177,6 +183,8 @@ class IncreLora(Method):
             return
         self._score(run)
         state = run.scratch
+        if run.step + 1 == run.total_steps:
+            return  # ranks that came now would never train
         if run.step > state["growth_warmup"] and run.step % state["interval"] == 0:
             self._grow(run, run.reduce(state["sensitivity"] * state["uncertainty"]))
 

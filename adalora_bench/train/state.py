@@ -58,7 +58,6 @@ class Run:
         settings: optimizer and schedule.
         generator: every random choice of the method comes from it.
         head: parameters of the task's head (trained by every method, counted apart).
-        val_loss: mean loss on rows held out from training, where a method asks for it.
         reduce: averages a score over the processes of one cell, so that all take the same decision.
     """
 
@@ -72,7 +71,6 @@ class Run:
         settings: OptimizerSettings,
         generator: torch.Generator,
         head: Sequence[nn.Parameter] = (),
-        val_loss: Callable[[], float] | None = None,
         reduce: Callable[[Tensor], Tensor] = lambda score: score,
     ) -> None:
         self.model = model
@@ -80,7 +78,6 @@ class Run:
         self.settings = settings
         self.generator = generator
         self.head = list(head)
-        self.val_loss = val_loss
         self.reduce = reduce
         self.adapters: dict[str, LowRankLinear] = {}
         self.scratch: dict[str, Any] = {}

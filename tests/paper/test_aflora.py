@@ -32,10 +32,10 @@ METHOD = AfLora(
     head_lr=None,
     rank=2,
     dropout=0.0,
-    down_gate=0.1,
+    d_init=0.1,
     train_matrices=["up", "down"],
-    t_i=2,
-    t_f=10,
+    initial_warmup=2,
+    final_phase=10,
     score="grad",
     beta1=0.85,
     beta2=0.95,
@@ -233,7 +233,7 @@ def test_eq2_to_eq4_in_training_use_unclipped_gradients_of_the_whole_batch(
     score: str, reference: str
 ) -> None:
     """The averages after six steps, rolled by hand from the gradients as they were before the clipping."""
-    method = replace(METHOD, score=score, deviation_from=reference, t_i=10, t_f=8)
+    method = replace(METHOD, score=score, deviation_from=reference, initial_warmup=10, final_phase=8)
     run = started(method)
     mean, deviation = [0.0] * 4, [0.0] * 4
     hand: list[tuple[Any, Any]] = list(zip(mean, deviation, strict=True))
@@ -272,7 +272,7 @@ def test_eq3_the_authors_form_is_beta1_times_the_papers(signals: list[float]) ->
 
 
 def test_window_smooths_the_mean_of_its_steps_once() -> None:
-    method = replace(METHOD, window=3, t_i=10, t_f=8)
+    method = replace(METHOD, window=3, initial_warmup=10, final_phase=8)
     run = started(method)
     signals: list[Tensor] = []
     for n in range(1, 7):
@@ -461,7 +461,9 @@ def test_published_parameter_counts_on_the_shapes_of_deberta_v3_base() -> None:
 def test_frozen_set_follows_the_schedule_in_any_training(
     total: int, start: int, tail: int, roles: list[str], score: str, window: int
 ) -> None:
-    method = replace(METHOD, t_i=start, t_f=tail, train_matrices=roles, score=score, window=window)
+    method = replace(
+        METHOD, initial_warmup=start, final_phase=tail, train_matrices=roles, score=score, window=window
+    )
     try:
         method.precheck(Facts(total_steps=total, steps_per_epoch=5, warmup=0, modules=3))
     except UserError:
@@ -550,7 +552,7 @@ def test_check_wants_the_schedule() -> None:
         ({"beta1": 1.0}, "method.beta1=1.0"),
         ({"beta2": -0.1}, "method.beta2=-0.1"),
         ({"dropout": 1.0}, "method.dropout=1.0"),
-        ({"down_gate": 0.0}, "method.down_gate=0.0"),
+        ({"d_init": 0.0}, "method.d_init=0.0"),
         ({"score": "gradient"}, "grad"),
         ({"deviation_from": "new"}, "updated"),
         ({"train_matrices": ["ffn"]}, "ffn"),
@@ -565,9 +567,10 @@ def test_wrong_settings_are_refused_with_the_value(changes: dict[str, Any], word
 
 def test_an_empty_window_is_refused_with_the_numbers() -> None:
     facts = Facts(total_steps=15, steps_per_epoch=5, warmup=1, modules=3)
-    paper = replace(METHOD, t_i="1ep", t_f="70%")
+    paper = replace(METHOD, initial_warmup="1ep", final_phase="70%")
     with pytest.raises(
-        UserError, match="t_i=1ep is 5 steps and method.t_f=70% is 11, which leaves none of 15"
+        UserError,
+        match="initial_warmup=1ep is 5 steps and method.final_phase=70% is 11, which leaves none of 15",
     ):
         paper.precheck(facts)
     with pytest.raises(UserError, match="which leaves none of 17"):
@@ -578,6 +581,6 @@ def test_an_empty_window_is_refused_with_the_numbers() -> None:
 
 def test_a_window_of_averages_longer_than_the_start_is_refused() -> None:
     facts = Facts(total_steps=40, steps_per_epoch=5, warmup=1, modules=3)
-    replace(METHOD, window=10, t_i=10).precheck(facts)
+    replace(METHOD, window=10, initial_warmup=10).precheck(facts)
     with pytest.raises(UserError, match="window=10 steps .* at step 9"):
-        replace(METHOD, window=10, t_i=9).precheck(facts)
+        replace(METHOD, window=10, initial_warmup=9).precheck(facts)
