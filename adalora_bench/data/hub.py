@@ -78,7 +78,7 @@ def snapshot(repository: str, kind: str, revision: str | None) -> Path | None:
 def is_complete_model(folder: Path) -> bool:
     """Whether the folder has a config, some tokenizer file and all of the weights."""
     # A snapshot holds links; is_file() is False for one whose target is gone.
-    present = {path.name for path in folder.iterdir() if path.is_file()}
+    present = {path.name for path in folder.glob("*") if path.is_file()}
     return (
         "config.json" in present
         and any(name in present for name in _TOKENIZER_FILES)

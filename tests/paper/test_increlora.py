@@ -650,7 +650,15 @@ RESERVES = {f"layers.{i}.blocks.1.{name}" for i in range(3) for name in "ab"}
 
 def test_ablation_advance_learning_off_lets_the_reserve_sleep() -> None:
     full, part, rehearsal = ablated(advance_learning=False)
-    assert {k for k in full if full[k] != part[k]} == {"reserve gates", "trainable", "groups"}
+    # the penalty too: nothing is kept orthogonal to a reserve that sleeps
+    assert {k for k in full if full[k] != part[k]} == {"reserve gates", "trainable", "groups", "penalty"}
+    counted = [layer.factors(reserve=False) for layer in rehearsal.layers]
+    gaps = [
+        float(torch.linalg.matrix_norm(x @ x.T - torch.eye(len(x))).detach())
+        for f in counted
+        for x in (f.a, f.b)
+    ]
+    assert part["penalty"] == pytest.approx(METHOD.orthogonality * sum(gaps) / len(gaps))
     assert part["reserve gates"] == [[0.0]] * 3
     assert full["trainable"] - part["trainable"] == RESERVES
     ours, theirs = ({n: set(p) for n, *_, p in s["groups"]} for s in (part, full))

@@ -173,6 +173,9 @@ def test_local_model(places: Places) -> None:
     source = Source(hub="org/model")
     assert find(source, places, kind=MODEL) is None
     (folder / "config.json").write_text("{}")
+    assert find(source, places, kind=MODEL) is None  # a configuration alone is no model
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
     found = find(source, places, kind=MODEL)
     assert found is not None
     assert (found.served_by, found.folder, found.files) == ("local", folder, {})

@@ -79,3 +79,26 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     backbone = build(yaml.safe_load((conf_dir() / "backbone" / "tiny_bert.yaml").read_text()), "backbone")
     with pytest.raises(UserError, match="architecture 'roberta', but backbone.architecture is 'bert'"):
         backbone.load(Found("local", tmp_path / "weights", {}, "weights"), outputs=2, head_seed=0)
+
+
+def test_a_named_folder_serves_the_weights_and_leaves_no_path_in_the_record(tmp_path: Path) -> None:
+    from adalora_bench.outcome import _without_paths
+
+    _save_tiny("tiny_roberta", tmp_path / "mine")
+    local = f"backbone.source.local={tmp_path / 'mine'}"
+    [cell] = compose_cells(
+        ["backbone=roberta_base", "backbone.layers=2", local, "task=toy", "method=lora", "scale=smoke"]
+    )
+    found = prepare.assets([cell], prepare.places_of(cell.config))["roberta_base"]
+    assert (found.served_by, found.folder) == ("local", tmp_path / "mine")
+    before = prepare.weights_identity(found)
+    (tmp_path / "mine" / "tokenizer_config.json").write_text("{}")
+    assert prepare.weights_identity(found) != before  # another tokenizer is another model
+    assert str(tmp_path) not in str(_without_paths(cell.config))
+
+
+def test_fetch_takes_a_backbone_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    from adalora_bench import cli
+
+    assert cli.main(["fetch", "backbone=tiny_bert", "scale=smoke"]) == 0
+    assert "tiny_bert: generated" in capsys.readouterr().out
