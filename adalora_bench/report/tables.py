@@ -228,7 +228,9 @@ def _notes(
     signatures = sorted({f"`{text}`" for row in rows for text in row.signatures.values()})
     if signatures:
         notes.append(f"Metrics: {', '.join(signatures)}.")
-    notes += [f"Subset: {subset}." for subset in sorted({text for row in rows for text in row.subsets})]
+    notes += [
+        f"Subset: {one}." for one in sorted({f"{row.task}: {text}" for row in rows for text in row.subsets})
+    ]
     notes += [_other_keys(others)] if others else []
     notes += [_stale(one) for one in stale]
     return [_escape(note) for note in notes]
