@@ -248,6 +248,8 @@ def fetch_command(arguments: argparse.Namespace) -> int:
 
     console = _console()
     named = {text.split("=", 1)[0] for text in arguments.overrides}
+    if not named & {"task", "backbone"}:
+        raise UserError("nothing to fetch; name a task or a backbone, for example bench fetch task=rte,mrpc.")
     # what is not named costs nothing: no method has assets, and the toy task is made by code
     rest = [text for name, text in (("method", "method=lora"), ("task", "task=toy")) if name not in named]
     overrides = [*arguments.overrides, *rest]
