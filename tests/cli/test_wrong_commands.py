@@ -98,7 +98,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("run -m method=glob(*) task=rte", ["'method=glob(*)'"]),
     ("run -m method=lora task=rte method.rank=4,0", ["method.rank=0 must be at least 1"]),
     # the other commands
-    ("fetch", ["no task given"]),
+    ("fetch", ["nothing to fetch", "task=rte,mrpc"]),
     ("fetch task=rtee", ["unknown task 'rtee'", "did you mean 'rte'?"]),
     ("tables foo", ["'foo'", "name=value"]),
     ("tables tas=rte", ["unknown setting 'tas'", "did you mean 'task'?"]),
