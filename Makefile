@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet $(PIP_ARGS) -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embedded assets: about 10 minutes on 2 cores
+demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embedded assets: about 6 minutes on 2 cores
 	$(BENCH) fetch task=film_reviews scale=cpu
 	$(BENCH) run method=increlora task=film_reviews scale=cpu $(DEMO_ARGS) $(RUN_ARGS)
 	$(BENCH) run method=lora method.rank=2 task=film_reviews scale=cpu $(DEMO_ARGS) $(RUN_ARGS)

@@ -278,10 +278,10 @@ def ls_command(arguments: argparse.Namespace) -> int:
 
 
 def _console() -> Console:
-    """Standard output: coloured on a terminal, plain and 110 wide elsewhere."""
+    """Standard output: coloured on a terminal, plain and 120 wide elsewhere."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 110, highlight=False, markup=False)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
 
 
 def _plain(overrides: Sequence[str], valid: set[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ def cells_table(rows: Sequence[CellRow]) -> Table:
     for name in ("task", "method"):
         table.add_column(name, overflow="fold")
     for name in ("median [min, max]", "n", "majority", "ranks", "parameters", "train seconds"):
-        table.add_column(name, justify="right", no_wrap=name == "median [min, max]")
+        table.add_column(name, justify="right", no_wrap=name in ("median [min, max]", "ranks", "parameters"))
     several = len(places) > 1
     for row in rows:
         summary = row.scores.get(row.main_metric)
