@@ -115,9 +115,8 @@ def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
 
     try:
         config = run([*groups, *values])
-        if any(
-            text.startswith("hydra.") for text in values
-        ):  # settings of Hydra's own launcher: not used here
+        # Hydra's own launcher is not used, so its settings would be accepted and do nothing
+        if any(text.startswith("hydra.") for text in values):
             raise HydraException("hydra")
     except (HydraException, OmegaConfBaseException) as error:
         known = _dotted(OmegaConf.to_container(run(groups), resolve=False))

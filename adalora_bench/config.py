@@ -153,10 +153,6 @@ class Cell:
     key: str = ""
     settings_key: str = ""
 
-    @property
-    def label(self) -> str:
-        return " ".join(f"{group}={self.names[group]}" for group in ("method", "task", "backbone", "scale"))
-
 
 # -- types and values ------------------------------------------------------------------------------------------
 

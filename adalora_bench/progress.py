@@ -53,9 +53,8 @@ class UnitState:
     name: str
     began: float
     latest: dict[str, Any] = field(default_factory=dict)
-    anchor: tuple[int, float] | None = (
-        None  # (step, time) of the first training step heard of: not 0 after a resume
-    )
+    # (step, time) of the first training step heard of: not 0 after a resume
+    anchor: tuple[int, float] | None = None
     heard: tuple[int, float] | None = None  # (step, time) of the last one
     line_at: float = 0.0
     line_share: float = 0.0

@@ -53,9 +53,8 @@ class Summary:
     done: list[Done] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     held: list[Unit] = field(default_factory=list)  # another process has their lease
-    left: list[Unit] = field(
-        default_factory=list
-    )  # not run, or stopped at a checkpoint, because of the signal
+    # not run, or stopped at a checkpoint, because of the signal
+    left: list[Unit] = field(default_factory=list)
     skipped: list[Unit] = field(default_factory=list)  # recorded before; passed through
     interrupted: int | None = None
 

@@ -35,9 +35,8 @@ _SMALL_MODEL_FILES = (
     "merges.txt",
     *_TOKENIZER_FILES,
 )
-_silent_hosts: dict[
-    str, str
-] = {}  # host -> why; a host that did not answer is not tried again in this process
+# host -> why; a host that did not answer is not tried again in this process
+_silent_hosts: dict[str, str] = {}
 
 
 def offline_by_environment() -> bool:

@@ -16,7 +16,7 @@ class RankEvent:
     """One change of structure. `before` and `after` are ranks of the module, or counts for other kinds."""
 
     step: int
-    kind: str  # "grow", "prune", "freeze", "drop_reserve", ...
+    kind: str  # "grow", "prune", "mask", "freeze", "stage", "base_moves"
     module: str
     before: int
     after: int

@@ -16,7 +16,7 @@ Record = Mapping[str, Any]
 Selection = Literal["last", "best"]
 SELECTIONS: dict[str, str] = {"last": "final", "best": "best"}
 
-# Overrides of these groups belong to what a row is called; others (jobs, seeds, launcher) change no number.
+# Overrides of these groups belong to what a row is called; others (jobs, seeds) change no number.
 _LABELLED = ("method", "train", "task", "backbone", "pair", "scale")
 
 

@@ -95,9 +95,8 @@ def train(
             run.model.train()
         signum = call.stop()
         call.stepped(row, signum is not None)
-        if (
-            signum is not None and not last
-        ):  # after the last step only the evaluation is left: that is finished
+        # after the last step only the evaluation is left: that is finished
+        if signum is not None and not last:
             raise Interrupted(signum)
 
 
