@@ -48,8 +48,9 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "best": training.best if whole else None,
         "history": training.history,
         "baseline": training.task.majority(training.rows.report),
-        "rows": training.rows.counts,
+        "rows": training.rows.counts | _kept(training),
         "subset": training.rows.subset,
+        "notes": training.method.notes(run) if whole else [],
         "params": {
             "total": sum(p.numel() for p in run.model.parameters())
             - sum(p.numel() for p in added(run.adapters)),
@@ -86,6 +87,13 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
 def adapter_parameters(run: Run) -> int:
     """Trainable numbers without the head."""
     return trainable(run.trainable_parameters()) - trainable(run.head)
+
+
+def _kept(training: Training) -> dict[str, int]:
+    """Training rows that the method kept for its own decisions, where it kept any."""
+    division = training.division
+    held = {"validation": sum(map(len, division.validation)), "architecture": len(division.architecture)}
+    return {"weights": len(division.weights)} | held if any(held.values()) else {}
 
 
 def _asset(found: Found) -> dict[str, str]:

@@ -151,7 +151,8 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> None:
     else:
         return
     limit, _ = row_limits(cell)
-    total, per_epoch = train.step_counts(rows if limit is None else min(rows, limit), scale.max_steps)
+    rows = method.rows_for_weights(rows if limit is None else min(rows, limit))
+    total, per_epoch = train.step_counts(rows, scale.max_steps)
     facts = Facts(
         total_steps=total,
         steps_per_epoch=per_epoch,

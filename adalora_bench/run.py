@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from adalora_bench.records import (
     read_jsonl,
     write_predictions,
 )
-from adalora_bench.train import checkpoint, loop
+from adalora_bench.train import checkpoint, loop, parts
 from adalora_bench.train.evaluate import Predictions, is_collapsed, predict
 from adalora_bench.train.meter import Meter
 from adalora_bench.train.seeds import derive, generator
@@ -88,6 +89,7 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.predicted: dict[str, Predictions] = {}
+        self.train_scores: dict[str, float] | None = None  # for the next point of the history
         self.saved_at = time.monotonic()
         self.checkpoints = folder / "checkpoints"
         notify({"phase": "load", "step": 0, "total_steps": None})
@@ -111,12 +113,17 @@ class Training:
         length = self.task.max_length if cap is None else min(self.task.max_length, cap)
         self.report = {k: self.task.encode(rows, tokenizer, length) for k, rows in self.rows.report.items()}
         self.labels = {k: [e["label"] for e in examples] for k, examples in self.report.items()}
-        self.data = loop.Data(
+        self.all_data = loop.Data(
             train=self.task.encode(self.rows.train, tokenizer, length),
             kind=self.task.kind,
             pad_id=tokenizer.pad_token_id,
             device=self.device,
         )
+        self.division = parts.divide(len(self.all_data.train), self.method, self.unit.seed)
+        self.data = self._only(self.division.weights)
+
+    def _only(self, positions: Sequence[int]) -> loop.Data:
+        return replace(self.all_data, train=[self.all_data.train[i] for i in positions])
 
     def _build(self) -> None:
         seed, train = self.unit.seed, self.settings
@@ -151,6 +158,13 @@ class Training:
             log_every=train.log_every,
             precision=train.precision,
         )
+        self.run.validation = [
+            parts.loss_parts(self.run, self.all_data, batch, self.loop_settings)
+            for batch in self.division.validation
+        ]
+        if self.division.architecture:
+            kept = self._only(self.division.architecture)
+            self.run.arch_parts = parts.architecture_batches(self.run, kept, self.loop_settings, seed)
         torch.manual_seed(derive(seed, "dropout"))
         loop.begin(self.method, self.run)
         self.frozen = checkpoint.frozen_base_names(self.run, moves_base=self.method.moves_base)
@@ -161,7 +175,7 @@ class Training:
             log.unlink(missing_ok=True)
             return
         extra = checkpoint.restore(self.run, *newest)
-        self.history, self.best = extra["history"], extra["best"]
+        self.history, self.best, self.train_scores = extra["history"], extra["best"], extra["train_scores"]
         self.meter.load(extra["meter"])
         rows = [row for row in read_jsonl(log)[0] if row["step"] < self.run.step]
         atomic_write(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -174,6 +188,7 @@ class Training:
             evaluate=self._evaluate,
             log=lambda row: append_jsonl(self.folder / "steps.jsonl", row),
             evaluated=self._evaluated,
+            milestone=self._milestone,
             stepped=self._stepped,
             stop=self.stop,
         )
@@ -194,24 +209,33 @@ class Training:
     def _evaluate(self) -> dict[str, float]:
         self.notify({"phase": "evaluate", "step": self.run.step, "total_steps": self.run.total_steps})
         with self.meter.phase("evaluate"):
-            self.predicted = {
-                suffix: predict(
-                    self.run.model,
-                    examples,
-                    kind=self.data.kind,
-                    pad_id=self.data.pad_id,
-                    device=self.device,
-                    precision=self.settings.precision,
-                )
-                for suffix, examples in self.report.items()
-            }
+            self.predicted = {suffix: self._predict(examples) for suffix, examples in self.report.items()}
             values = [float(v) for p in self.predicted.values() for v in p]
             if not all(map(math.isfinite, values)):
                 raise Diverged(f"a prediction is not finite at step {self.run.step}")
             return self.task.score(self.predicted, self.rows.report)
 
+    def _predict(self, examples: Sequence[Any]) -> Predictions:
+        return predict(
+            self.run.model,
+            examples,
+            kind=self.data.kind,
+            pad_id=self.data.pad_id,
+            device=self.device,
+            precision=self.settings.precision,
+        )
+
+    def _milestone(self) -> None:
+        """Score the training rows, without their suffixes: SoRA's schedule compares memory and generalisation."""
+        with self.meter.phase("evaluate"):
+            predicted = {"": self._predict(self.all_data.train)}
+            self.train_scores = self.task.score(predicted, {"": self.rows.train})
+
     def _evaluated(self, scores: dict[str, float]) -> None:
         point = {"step": self.run.step, "epoch": round(self.run.epoch, 4), "scores": scores}
+        if self.train_scores is not None:
+            point["train_scores"] = self.train_scores
+            self.train_scores = None
         self.history.append(point)
         main = self.task.main_metric
         if self.best is None or scores[main] > self.best["scores"][main]:
@@ -223,7 +247,12 @@ class Training:
             self._progress("train", None, row["loss"])
         due = time.monotonic() - self.saved_at > 60 * self.unit.cell.config["checkpoint_minutes"]
         if must_save or due:
-            extra = {"history": self.history, "best": self.best, "meter": self.meter.state()}
+            extra = {
+                "history": self.history,
+                "best": self.best,
+                "train_scores": self.train_scores,
+                "meter": self.meter.state(),
+            }
             checkpoint.save(self.checkpoints, self.run, self.frozen, extra)
             self.saved_at = time.monotonic()
 

@@ -42,6 +42,7 @@ _OPTIONAL: dict[str, _Types] = {
     "params": (dict,),
     "ranks": (dict,),
     "events": (list,),
+    "notes": (list,),
     "seconds": (dict,),
     "peak_memory_bytes": (int,),
     "tokens": (dict,),

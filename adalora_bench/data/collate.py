@@ -23,6 +23,11 @@ class MicroBatch:
     labels: Tensor
     positions: list[int]
 
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same batch with its tensors on a device."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return MicroBatch(inputs, self.labels.to(device), self.positions)
+
     @property
     def real_tokens(self) -> int:
         return int(self.inputs["attention_mask"].sum())

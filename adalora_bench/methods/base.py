@@ -106,6 +106,37 @@ class Method:
             Group(params=heads, lr=head_lr, weight_decay=decay, warmup=warmup, name="head"),
         ]
 
+    # -- what the method wants to know beside the gradient ---------------------------------------------------
+
+    def validation_batches(self) -> tuple[int, int]:
+        """(batches, rows of each) that are held out of the training rows for `Run.val_loss`."""
+        return 0, 0
+
+    @property
+    def architecture_share(self) -> float:
+        """Share of the remaining training rows that is kept for `Run.arch_parts`."""
+        return 0.0
+
+    def rows_for_weights(self, rows: int) -> int:
+        """How many of `rows` training rows are left for the weights. Raises UserError where none is."""
+        batches, size = self.validation_batches()
+        rest = rows - batches * size
+        left = rest - int(rest * self.architecture_share)
+        if left < 1 or (self.architecture_share > 0 and left == rest):
+            raise UserError(
+                f"the method keeps {batches} x {size} rows for its decisions and {self.architecture_share:.0%} of "
+                f"the others for its gates, but there are {rows} training rows."
+            )
+        return left
+
+    def milestone(self, run: Run) -> bool:
+        """After a step: whether to evaluate here, on the training rows too (the end of a stage of SoRA's schedule)."""
+        return False
+
+    def notes(self, run: Run) -> list[str]:
+        """After the training: sentences that a reader of the result must know; in the record and in captions."""
+        return []
+
     # -- the hooks, in the order of the loop ----------------------------------------------------------------
 
     def setup(self, run: Run) -> None:

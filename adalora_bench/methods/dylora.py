@@ -121,6 +121,9 @@ class DyLora(Method):
             if layer.rank < before:
                 run.event("prune", name, before, layer.rank)
 
+    def notes(self, run: Run) -> list[str]:
+        return ["built from memory of its paper; no source was at hand"]
+
     def check(self, run: Run) -> None:
         drawn: list[int] = run.scratch["drawn"].tolist()
         if sum(drawn) != run.total_steps or any(drawn[: self.rank_min - 1]):

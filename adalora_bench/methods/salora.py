@@ -189,6 +189,9 @@ class SaLora(Method):
                 run.event("prune", name, before, layer.rank)
         run.compact()
 
+    def notes(self, run: Run) -> list[str]:
+        return ["built from memory of its paper; no source was at hand"]
+
     def check(self, run: Run) -> None:
         budget = self.target_rank * len(run.adapters)
         if run.total_rank > budget:

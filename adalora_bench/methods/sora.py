@@ -180,9 +180,13 @@ class Sora(Method):
             for gate in gates:
                 gate.copy_(shrink(gate, xi))
         run.scratch["thresholds"] += 1
-        if self.stages and run.step + 1 == end:  # Algorithm 1 counts the non-zeros of every stage
+        if self.stages and run.step + 1 == end:  # Algorithm 1 counts the non-zeros of every stage, see milestone
             left = sum(int(gate.count_nonzero()) for gate in gates)
             run.event("stage", f"{'lam' if self.xi is None else 'xi'}={strength:g}", run.total_rank, left)
+
+    def milestone(self, run: Run) -> bool:
+        """Algorithm 1 scores training and report rows at the end of every stage."""
+        return bool(self.stages) and run.step == self.stage(run.step - 1, run.total_steps)[2]
 
     def finalize(self, run: Run) -> None:
         """Eq. 12: ranks with a gate of exactly 0 leave A, B and g. No tolerance: the threshold gives exact zeros."""

@@ -62,6 +62,7 @@ class CellRow:
     subsets: tuple[str, ...]
     signatures: dict[str, str]
     caveat: str | None
+    notes: tuple[str, ...]
     best_selected_on: tuple[str, ...]
 
     @property
@@ -201,6 +202,7 @@ def _row(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selecti
         subsets=tuple(sorted({record["subset"] for record in seeds if record.get("subset")})),
         signatures=dict(newest.get("metrics") or {}),
         caveat=_caveat(newest["config"].get("backbone")),
+        notes=tuple(sorted({str(note) for record in seeds for note in record.get("notes") or []})),
         best_selected_on=tuple(
             sorted({str(record["best"].get("selected_on")) for record in finished if record.get("best")})
         ),

@@ -196,6 +196,7 @@ def _notes(
     notes += [
         f"Backbone `{group.backbone}`: {caveat}" for caveat in sorted({r.caveat for r in rows if r.caveat})
     ]
+    notes += sorted({f"Method `{r.method}`: {note}." for r in rows for note in r.notes})
     notes.append(f"Split `{group.split}`. {_selection(rows, selection)}")
     notes.append(
         "Cells: median [min, max] over seeds, scores x100, n seeds; a [min, max] of 5 is a "

@@ -11,7 +11,7 @@ for step in range(total_steps):
     clip; learning rates of (step - born); optimizer.step()
     method.after_step(run)
     run.observe()                               the budget
-    step += 1; evaluate, checkpoint when due
+    step += 1; evaluate, checkpoint when due (also where method.milestone(run) says so)
 method.finalize(run); evaluate; method.check(run)
 """
 
@@ -63,6 +63,7 @@ class Callbacks:
     evaluate: Callable[[], dict[str, float]]
     log: Callable[[dict[str, Any]], None]  # one row of steps.jsonl
     evaluated: Callable[[dict[str, float]], None]  # after each evaluation: keeps history and best
+    milestone: Callable[[], None]  # the next point of the history gets the scores on the training rows too
     stepped: Callable[[dict[str, Any], bool], None]  # after each step: its row; True: write a checkpoint now
     stop: Callable[[], int | None]  # number of the signal that asks to stop, if any
 
@@ -88,9 +89,13 @@ def train(
         with meter.phase("train"), count_flops(meter) if run.step == 0 else nullcontext():
             row = training_step(method, run, data, seed, settings, meter)
         last = run.step == run.total_steps
+        milestone = method.milestone(run)
+        if milestone:
+            call.milestone()
         if run.step == 1 or last or run.step % settings.log_every == 0:
             call.log(row)
-        if settings.eval_every and run.step % settings.eval_every == 0 and not last:
+        due = settings.eval_every and run.step % settings.eval_every == 0
+        if (due or milestone) and not last:
             call.evaluated(call.evaluate())
             run.model.train()
         signum = call.stop()
@@ -121,7 +126,11 @@ def training_step(
     for piece in pieces:
         micro = collate(data.train, piece, pad_id=data.pad_id, regression=data.kind == "regression")
         meter.count_tokens(micro.real_tokens, micro.processed_tokens)
-        losses.append(backward(run, micro, data, items=len(positions), precision=settings.precision))
+        part = micro_loss(
+            run, micro.to(data.device), data, items=len(positions), precision=settings.precision
+        )
+        part.backward()
+        losses.append(part.detach())
     loss = float(torch.stack(losses).sum())
     if not math.isfinite(loss):
         raise Diverged(f"loss is {loss} at step {run.step}")
@@ -147,13 +156,11 @@ def training_step(
     return row
 
 
-def backward(run: Run, micro: MicroBatch, data: Data, *, items: int, precision: str) -> Tensor:
-    """Add the gradient of one micro-batch; its items weigh as in the mean over the whole batch."""
+def micro_loss(run: Run, micro: MicroBatch, data: Data, *, items: int, precision: str) -> Tensor:
+    """The share of one micro-batch, on the device, in the mean loss over the `items` of its whole batch; a scalar."""
     with autocast(data.device, precision):
-        logits: Tensor = run.model(**{k: v.to(data.device) for k, v in micro.inputs.items()})
-    loss = item_losses(data.kind, logits, micro.labels.to(data.device)).sum() / items
-    loss.backward()
-    return loss.detach()
+        logits: Tensor = run.model(**micro.inputs)
+    return item_losses(data.kind, logits, micro.labels).sum() / items
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

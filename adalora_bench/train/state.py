@@ -59,6 +59,11 @@ class Run:
         generator: every random choice of the method comes from it.
         head: parameters of the task's head (trained by every method, counted apart).
         reduce: averages a score over the processes of one cell, so that all take the same decision.
+
+    Attributes:
+        validation: the batches that `Method.validation_batches` asked for, each as a list of parts: closures whose sum
+            is the mean loss on the batch (train/parts.py).
+        arch_parts: the current step's batch of the rows for architecture parameters, as a list of parts.
     """
 
     def __init__(
@@ -79,6 +84,8 @@ class Run:
         self.generator = generator
         self.head = list(head)
         self.reduce = reduce
+        self.validation: list[list[Callable[[], Tensor]]] = []
+        self.arch_parts: Callable[[], list[Callable[[], Tensor]]] = _no_architecture_rows
         self.adapters: dict[str, LowRankLinear] = {}
         self.scratch: dict[str, Any] = {}
         self.events: list[RankEvent] = []
@@ -116,6 +123,15 @@ class Run:
     def steps(self, name: str, value: Phase) -> int:
         """A phase of the method (steps, share or epochs) in steps; `name` is for the error message."""
         return phase_steps(name, value, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
+
+    @torch.no_grad()
+    def val_loss(self, batch: int = 0) -> float:
+        """Mean loss on a held-out batch, without dropout; the mode is put back."""
+        mode = self.model.training
+        self.model.eval()
+        loss = float(torch.stack([part() for part in self.validation[batch]]).sum())
+        self.model.train(mode)
+        return loss
 
     def normal(self, *shape: int, std: float, like: Tensor) -> Tensor:
         """N(0, std) from the run's generator, on the device and in the dtype of `like`."""
@@ -237,6 +253,10 @@ class Run:
     def _add_group(self, group: Group) -> None:
         if group.params:
             self._optimizer.add_param_group(_as_optimizer_group(group))
+
+
+def _no_architecture_rows() -> list[Callable[[], Tensor]]:
+    raise ValueError("the method asks for architecture batches, but its architecture_share is 0")
 
 
 def _as_optimizer_group(group: Group) -> dict[str, Any]:
