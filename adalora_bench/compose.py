@@ -6,7 +6,7 @@ Hydra composes one cell at a time (conf/run.yaml); its override grammar gives th
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from itertools import product
@@ -100,6 +100,35 @@ def _compose(overrides: list[str]) -> Cell:
     seeds = _seeds(config["seeds"])
     shown = sorted(text for text in values if text.split("=", 1)[0] not in STEERING)
     return Cell(names=names, config=config, overrides=tuple(shown), seeds=seeds)
+
+
+def method_settings(name: str, changes: Mapping[str, Any], **train: Any) -> dict[str, Any]:
+    """The settings of one method without a cell around it.
+
+    Args:
+        name: of conf/method.
+        changes: values in place of those of the YAML.
+        train: settings of `train` that the method's YAML may refer to.
+
+    Raises:
+        UserError: an unknown name or setting.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    if name not in options("method"):
+        raise UserError(unknown("method", name, options("method")))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        node = compose(f"method/{name}").method
+    for key in changes:
+        if key not in node:
+            raise UserError(
+                unknown("setting", f"method.{key}", [f"method.{k}" for k in node if k != "_target_"])
+            )
+    OmegaConf.set_struct(node, False)
+    whole = OmegaConf.create({"method": OmegaConf.merge(node, dict(changes)), "train": train})
+    resolved: dict[str, Any] = OmegaConf.to_container(whole, resolve=True)["method"]  # type: ignore[index,call-overload,assignment]
+    return resolved
 
 
 def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:

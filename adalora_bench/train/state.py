@@ -205,7 +205,7 @@ class Run:
     def start(self, groups: Sequence[Group]) -> None:
         """Make the optimizer. Called once, after `attach` and before `setup`."""
         self.optimizer = torch.optim.AdamW(
-            [_as_optimizer_group(group) for group in groups],
+            [as_optimizer_group(group) for group in groups],
             lr=0.0,
             betas=self.settings.betas,
             eps=self.settings.eps,
@@ -252,14 +252,15 @@ class Run:
 
     def _add_group(self, group: Group) -> None:
         if group.params:
-            self._optimizer.add_param_group(_as_optimizer_group(group))
+            self._optimizer.add_param_group(as_optimizer_group(group))
 
 
 def _no_architecture_rows() -> list[Callable[[], Tensor]]:
     raise ValueError("the method asks for architecture batches, but its architecture_share is 0")
 
 
-def _as_optimizer_group(group: Group) -> dict[str, Any]:
+def as_optimizer_group(group: Group) -> dict[str, Any]:
+    """A group as torch takes it; its learning rate is set at every step from `peak_lr`."""
     return {
         "params": group.params,
         "peak_lr": group.lr,
