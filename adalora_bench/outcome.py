@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_bench import metrics, prepare
 from adalora_bench.config import STEERING
-from adalora_bench.lowrank.budget import added, stored, trainable
+from adalora_bench.lowrank.budget import stored, trainable
 from adalora_bench.records import FINISHED, SCHEMA, environment, git_state
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "notes": training.method.notes(run) if whole else [],
         "params": {
             "total": sum(p.numel() for p in run.model.parameters())
-            - sum(p.numel() for p in added(run.adapters)),
+            - sum(p.numel() for p in run.added()),
             "head": head,
             "adapter_initial": training.initial["adapter"],
             "adapter_final": adapter_parameters(run),
             "adapter_average": round(run.budget.average_trainable, 1),
-            "stored_final": stored(run.adapters),
+            "stored_final": stored(run.added()),
         },
         "ranks": {
             "initial_total": training.initial["rank"] if run.adapters else None,

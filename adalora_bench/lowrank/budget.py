@@ -35,16 +35,10 @@ def trainable(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def added(adapters: Mapping[str, LowRankLinear]) -> list[nn.Parameter]:
-    """Every parameter that the adapters brought into the model, out_gates and shared factors included."""
-    gates = [layer.out_gate for layer in adapters.values() if layer.out_gate is not None]
-    return [p for layer in adapters.values() for p in layer.blocks.parameters()] + gates
-
-
-def stored(adapters: Mapping[str, LowRankLinear]) -> int:
-    """Numbers that the adapters keep: A, B, gates, out_gates. What several layers view counts once (VeRA)."""
+def stored(parameters: Iterable[nn.Parameter]) -> int:
+    """Numbers that these parameters keep. What several of them view counts once (VeRA's shared factors)."""
     sizes: dict[int, int] = {}  # identity of the storage, on the meta device too -> the largest view of it
-    for p in added(adapters):
+    for p in parameters:
         storage = p.untyped_storage()._cdata
         sizes[storage] = max(sizes.get(storage, 0), p.numel())
     return sum(sizes.values())

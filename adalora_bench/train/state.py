@@ -79,6 +79,7 @@ class Run:
         reduce: Callable[[Tensor], Tensor] = lambda score: score,
     ) -> None:
         self.model = model
+        self._base = {id(p): p for p in model.parameters()}
         self.modules = modules
         self.settings = settings
         self.generator = generator
@@ -211,6 +212,10 @@ class Run:
             eps=self.settings.eps,
             fused=True,
         )
+
+    def added(self) -> list[nn.Parameter]:
+        """Every parameter that the method brought into the model, trained or not."""
+        return [p for p in self.model.parameters() if id(p) not in self._base]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]

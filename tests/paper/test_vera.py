@@ -15,7 +15,7 @@ from small_runs import Net, Small, merged_output
 from torch import nn
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.lowrank.budget import added, stored
+from adalora_bench.lowrank.budget import stored
 from adalora_bench.methods.vera import Vera
 from adalora_bench.train import checkpoint
 from adalora_bench.train.loop import begin
@@ -159,18 +159,16 @@ def bytes_by_storage(tensors: list[torch.Tensor]) -> int:
 
 def test_shared_tensors_are_stored_and_counted_once() -> None:
     small = Small(METHOD, (4, 5, 3, 5, 5))
-    adapters = small.run.adapters
+    added = small.run.added()
     assert len({block.a.untyped_storage().data_ptr() for block in small.blocks}) == 1
     assert len({block.b.untyped_storage().data_ptr() for block in small.blocks}) == 1
     vectors = 4 * 6 + (5 + 3 + 5 + 5)
-    assert stored(adapters) == 6 * 5 + 6 * 5 + vectors
-    assert 8 * stored(adapters) == bytes_by_storage(list(added(adapters)))
-    trains = [p for p in added(adapters) if p.requires_grad]
+    assert stored(added) == 6 * 5 + 6 * 5 + vectors
+    assert 8 * stored(added) == bytes_by_storage(list(added))
+    trains = [p for p in added if p.requires_grad]
     assert sum(p.numel() for p in trains) == vectors
     bare = sum(p.numel() for p in Net((4, 5, 3, 5, 5)).parameters())
-    assert (
-        sum(p.numel() for p in small.run.model.parameters()) - sum(p.numel() for p in added(adapters)) == bare
-    )
+    assert sum(p.numel() for p in small.run.model.parameters()) - sum(p.numel() for p in added) == bare
 
 
 def test_shared_tensors_are_in_no_checkpoint_and_tied_again_after_it(tmp_path: Path) -> None:
@@ -190,7 +188,7 @@ def test_shared_tensors_are_in_no_checkpoint_and_tied_again_after_it(tmp_path: P
     resumed = Small(METHOD, seed=5)
     checkpoint.restore(resumed.run, *found)
     assert len({block.a.untyped_storage().data_ptr() for block in resumed.blocks}) == 1
-    assert stored(resumed.run.adapters) == stored(whole.run.adapters)
+    assert stored(resumed.run.added()) == stored(whole.run.added())
     assert not any(p.requires_grad for block in resumed.blocks for p in (block.a, block.b))
     for small in (whole, resumed):
         small.to_the_end()
@@ -226,10 +224,10 @@ def test_published_count_of_elora_on_deberta_v3_base() -> None:
         generator=torch.Generator(),
     )
     replace(METHOD, rank=1024).attach(run)
-    trains = [p for p in added(run.adapters) if p.requires_grad]
+    trains = [p for p in run.added() if p.requires_grad]
     assert sum(p.numel() for p in trains) == 156_672
     assert run.total_rank == 72 * 1024
-    assert stored(run.adapters) == 1024 * (3072 + 3072) + 156_672
+    assert stored(run.added()) == 1024 * (3072 + 3072) + 156_672
 
 
 @settings(max_examples=200, deadline=None)
@@ -252,7 +250,7 @@ def test_invariants_for_any_shape(widths: list[int], rank: int, d: float, seed: 
         dense = torch.diag(layer.out_gate) @ block.b.T @ torch.diag(block.gate) @ block.a
         torch.testing.assert_close(layer.delta(), dense, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(merged_output(small), small.run.model(small.x).detach(), rtol=0, atol=1e-12)
-    assert 8 * stored(small.run.adapters) == bytes_by_storage(list(added(small.run.adapters)))
+    assert 8 * stored(small.run.added()) == bytes_by_storage(small.run.added())
     for i in range(2):
         assert len({(b.a, b.b)[i].untyped_storage().data_ptr() for b in small.blocks}) == 1
 
