@@ -1,27 +1,39 @@
-"""Full fine-tuning: every parameter of the backbone moves. The yardstick of all tables."""
+"""Full fine-tuning, the yardstick of all tables, and its two restricted forms of Delta-LoRA's tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Method
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from adalora_bench.train.state import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Full(Method):
-    """Train everything: no layer is wrapped, so `targets` can only be [all]."""
+    """Train everything, or with roles in `targets` the weights and biases of those layers alone.
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.targets != ["all"]:
-            raise UserError(
-                f"method.targets={self.targets}: full fine-tuning trains everything; leave it [all]."
-            )
+    Args:
+        embeddings: false leaves every embedding table as it is (and what is tied to it, such as an LM head).
+    """
+
+    embeddings: bool
 
     def attach(self, run: Run) -> None:
+        from torch import nn
+
+        whole = "all" in self.targets
+        if not whole:
+            super().attach(run)
+            return
         run.model.requires_grad_(True)
+        for module in run.model.modules():
+            if isinstance(module, nn.Embedding) and not self.embeddings:
+                module.requires_grad_(False)
+
+    def adapt(self, base: nn.Module, role: str, run: Run) -> nn.Module:
+        return base.requires_grad_(True)

@@ -101,8 +101,8 @@ def test_record_counts_what_is_there(method: str, backbone: str, shared: Path) -
     record, steps, state = run.course.record, run.course.steps, run.course.training.run
     end = run.course.end
     assert end is not None
-    kept = [p for layer in state.adapters.values() for p in layer.blocks.parameters()]
-    kept += [layer.out_gate for layer in state.adapters.values() if layer.out_gate is not None]
+    bare = dict(run.bare.named_parameters())
+    kept = [p for name, p in state.model.named_parameters() if name.replace(".base.", ".") not in bare]
     # every storage once, in full: VeRA's layers share theirs
     storages = {
         p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() // p.itemsize for p in kept if p.numel()
