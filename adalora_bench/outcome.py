@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench import metrics, prepare
+from adalora_bench import pattern, prepare
 from adalora_bench.config import STEERING
 from adalora_bench.lowrank.budget import stored, trainable
 from adalora_bench.records import FINISHED, SCHEMA, environment, git_state
@@ -28,7 +28,9 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "key": cell.key,
         "settings_key": cell.settings_key,
         "names": cell.names,
-        "overrides": [text for text in cell.overrides if ".source.local=" not in text],
+        "overrides": [
+            text for text in pattern.public(cell.overrides, cell.config) if ".source.local=" not in text
+        ],
         "config": _without_paths(cell.config),
         "seed": training.unit.seed,
         "versions": {
@@ -43,17 +45,16 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "split": cell.config["split"],
         "status": status,
         "reason": reason,
-        "main_metric": training.task.main_metric,
-        "final": training.history[-1] if whole else None,
-        "best": training.best if whole else None,
-        "history": training.history,
-        "baseline": training.task.majority(training.rows.report),
+        "main_metric": training.form.main_metric,
+        "final": training.scoring.history[-1] if whole else None,
+        "best": training.scoring.best if whole else None,
+        "history": training.scoring.history,
+        "baseline": training.form.majority(training.rows.report),
         "rows": training.rows.counts | _kept(training),
         "subset": training.rows.subset,
-        "notes": training.method.notes(run) if whole else [],
+        "notes": _notes(training) if whole else [],
         "params": {
-            "total": sum(p.numel() for p in run.model.parameters())
-            - sum(p.numel() for p in run.added()),
+            "total": sum(p.numel() for p in run.model.parameters()) - sum(p.numel() for p in run.added()),
             "head": head,
             "adapter_initial": training.initial["adapter"],
             "adapter_final": adapter_parameters(run),
@@ -77,7 +78,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
             "task": _asset(training.found[cell.names["task"]]),
             "backbone": _asset(training.found[cell.names["backbone"]]),
         },
-        "metrics": {name: metrics.signature(name) for name in training.task.metrics},
+        "metrics": training.form.signatures(),
         "steps": run.step,
         "total_steps": run.total_steps,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,6 +88,13 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
 def adapter_parameters(run: Run) -> int:
     """Trainable numbers without the head."""
     return trainable(run.trainable_parameters()) - trainable(run.head)
+
+
+def _notes(training: Training) -> list[str]:
+    """What a reader must know: of the method, and of a training that ended before its schedule did."""
+    run = training.run
+    early = [f"stopped early at step {run.step} of {run.total_steps}"] if run.step < run.total_steps else []
+    return training.method.notes(run) + early
 
 
 def _kept(training: Training) -> dict[str, int]:

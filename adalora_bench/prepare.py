@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from adalora_bench import forms, four_bit, metrics
 from adalora_bench.backbones import Backbone
+from adalora_bench.compose import accelerators
 from adalora_bench.config import Cell, build, digest, scale_config, train_config, with_key
 from adalora_bench.data.sources import MODEL, Found, Places, Wanted, ensure, find
 from adalora_bench.data.tasks import Task, take
+from adalora_bench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from adalora_bench.methods.base import Facts
 
 Rows = list[dict[str, Any]]
 
@@ -25,12 +31,14 @@ class CellRows:
     Args:
         train: after the caps.
         report: suffix of the metric ("" where there is one report set) -> rows, after the caps.
+        dev: the same for the rows that choose the best evaluation; empty but for split=dev_test.
         counts: "train", "report" and, where official numbers are known, "official_train".
         subset: a sentence where this is less than the official data, else None.
     """
 
     train: Rows
     report: dict[str, Rows]
+    dev: dict[str, Rows]
     counts: dict[str, int | None]
     subset: str | None
 
@@ -79,10 +87,13 @@ def rows_of(cell: Cell, found: Found) -> CellRows:
     loaded = task.load(found, split)
     train = take(loaded.train, train_limit)
     report = {suffix: take(rows, report_limit) for suffix, rows in loaded.report.items()}
+    dev = {suffix: take(rows, report_limit) for suffix, rows in loaded.dev.items()}
     counts: dict[str, int | None] = {"train": len(train), "report": sum(map(len, report.values()))}
+    counts |= {"dev": sum(map(len, dev.values()))} if dev else {}
     return CellRows(
         train=train,
         report=report,
+        dev=dev,
         counts=counts | {"official_train": task.official_rows.get(task.train_split)},
         subset=task.subset_note(
             task.available(found, split), train_limit=train_limit, report_limit=report_limit
@@ -136,28 +147,51 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> None:
 
     Raises:
         UserError: with the numbers.
+        AssetError: a metric needs what pip alone does not bring.
     """
+    from adalora_bench.methods.base import Method
+
+    task: Task = build(cell.config["task"], "task")
+    backbone: Backbone = build(cell.config["backbone"], "backbone")
+    method: Method = build(cell.config["method"], "method")
+    forms.check_fit(task, backbone)
+    backbone.check_targets(method.targets)
+    if backbone.load_in_4bit:
+        gpu = cell.config["device"] != "cpu" and bool(accelerators())
+        four_bit.check(moves_base=method.moves_base, random_weights=backbone.source.generated, gpu=gpu)
+    metrics.require(task.metrics)
+    early_stop = train_config(cell).early_stop
+    chosen = early_stop.metric if early_stop else None
+    names = [*task.score_names(forms.variant_on(task, backbone)), "loss"]
+    if chosen is not None and chosen not in names:
+        raise UserError(unknown("metric in train.early_stop.metric", chosen, names))
+    facts = facts_of(cell, found)
+    if facts is None:
+        return
+    train_config(cell).steps("eval_every", facts.total_steps, facts.steps_per_epoch)
+    method.precheck(facts)
+
+
+def facts_of(cell: Cell, found: dict[str, Found]) -> Facts | None:
+    """Steps and adapted matrices of a cell; None where the number of training rows is not known."""
     from adalora_bench.methods.base import Facts, Method
 
     task: Task = build(cell.config["task"], "task")
     backbone: Backbone = build(cell.config["backbone"], "backbone")
     method: Method = build(cell.config["method"], "method")
     train, scale = train_config(cell), scale_config(cell)
-    backbone.check_targets(method.targets)
     if cell.names["task"] in found:
         rows = task.counts(found[cell.names["task"]], cell.config["split"])["train"]
     elif task.train_split in task.official_rows:
         rows = task.official_rows[task.train_split]
     else:
-        return
+        return None
     limit, _ = row_limits(cell)
     rows = method.rows_for_weights(rows if limit is None else min(rows, limit))
     total, per_epoch = train.step_counts(rows, scale.max_steps)
-    facts = Facts(
+    return Facts(
         total_steps=total,
         steps_per_epoch=per_epoch,
         warmup=train.steps("warmup", total, per_epoch),
         modules=backbone.count_modules(method.targets),
     )
-    train.steps("eval_every", total, per_epoch)
-    method.precheck(facts)

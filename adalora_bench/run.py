@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from adalora_bench import prepare
+from adalora_bench import forms, prepare
 from adalora_bench.backbones import Backbone
 from adalora_bench.config import build, scale_config, train_config
 from adalora_bench.data.tasks import Task
@@ -30,7 +29,7 @@ from adalora_bench.records import (
     write_predictions,
 )
 from adalora_bench.train import checkpoint, loop, parts
-from adalora_bench.train.evaluate import Predictions, is_collapsed, predict
+from adalora_bench.train.evaluate import Scoring, is_collapsed
 from adalora_bench.train.meter import Meter
 from adalora_bench.train.seeds import derive, generator
 from adalora_bench.train.state import OptimizerSettings, Run
@@ -86,10 +85,6 @@ class Training:
         self.unit, self.folder, self.notify, self.stop = unit, folder, notify, stop
         config = unit.cell.config
         self.meter = Meter()
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] | None = None
-        self.predicted: dict[str, Predictions] = {}
-        self.train_scores: dict[str, float] | None = None  # for the next point of the history
         self.saved_at = time.monotonic()
         self.checkpoints = folder / "checkpoints"
         notify({"phase": "load", "step": 0, "total_steps": None})
@@ -110,14 +105,9 @@ class Training:
         found = self.found[self.unit.cell.names["backbone"]]
         tokenizer = self.backbone.tokenizer(found)
         cap = scale_config(self.unit.cell).max_length
-        length = self.task.max_length if cap is None else min(self.task.max_length, cap)
-        self.report = {k: self.task.encode(rows, tokenizer, length) for k, rows in self.rows.report.items()}
-        self.labels = {k: [e["label"] for e in examples] for k, examples in self.report.items()}
+        self.form = forms.make(self.task, self.backbone, tokenizer, cap=cap)
         self.all_data = loop.Data(
-            train=self.task.encode(self.rows.train, tokenizer, length),
-            kind=self.task.kind,
-            pad_id=tokenizer.pad_token_id,
-            device=self.device,
+            train=self.form.encode(self.rows.train, train=True), form=self.form, device=self.device
         )
         self.division = parts.divide(len(self.all_data.train), self.method, self.unit.seed)
         self.data = self._only(self.division.weights)
@@ -129,7 +119,8 @@ class Training:
         seed, train = self.unit.seed, self.settings
         loaded = self.backbone.load(
             self.found[self.unit.cell.names["backbone"]],
-            outputs=self.task.outputs,
+            kind=self.form.kind,
+            outputs=self.form.outputs,
             head_seed=derive(seed, "head"),
         )
         loaded.model.to(self.device)
@@ -150,11 +141,23 @@ class Training:
             generator=generator(seed, "method"),
             head=loaded.head,
         )
+        self.scoring = Scoring(
+            form=self.form,
+            run=self.run,
+            report=self.rows.report,
+            dev=self.rows.dev,
+            train=self.rows.train,
+            split=self.unit.cell.config["split"],
+            metric=train.early_stop.metric if train.early_stop else None,
+            device=self.device,
+            precision=train.precision,
+        )
         self.loop_settings = loop.LoopSettings(
             batch_size=train.batch_size,
             micro_batches=train.micro_batches,
             max_grad_norm=train.max_grad_norm,
             eval_every=train.steps("eval_every", total, per_epoch),
+            patience=train.early_stop.patience if train.early_stop else 0,
             log_every=train.log_every,
             precision=train.precision,
         )
@@ -175,7 +178,7 @@ class Training:
             log.unlink(missing_ok=True)
             return
         extra = checkpoint.restore(self.run, *newest)
-        self.history, self.best, self.train_scores = extra["history"], extra["best"], extra["train_scores"]
+        self.scoring.load(extra)
         self.meter.load(extra["meter"])
         rows = [row for row in read_jsonl(log)[0] if row["step"] < self.run.step]
         atomic_write(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -196,7 +199,7 @@ class Training:
         try:
             loop.train(self.method, self.run, self.data, self.unit.seed, self.loop_settings, self.meter, call)
             loop.finish(self.method, self.run, call)
-            if is_collapsed(self.predicted, self.labels):
+            if is_collapsed(self.scoring.predicted, self.scoring.labels):
                 status, reason = "collapsed", "one and the same answer to every report row"
         except Diverged as error:
             status, reason = "diverged", str(error)
@@ -209,50 +212,23 @@ class Training:
     def _evaluate(self) -> dict[str, float]:
         self.notify({"phase": "evaluate", "step": self.run.step, "total_steps": self.run.total_steps})
         with self.meter.phase("evaluate"):
-            self.predicted = {suffix: self._predict(examples) for suffix, examples in self.report.items()}
-            values = [float(v) for p in self.predicted.values() for v in p]
-            if not all(map(math.isfinite, values)):
-                raise Diverged(f"a prediction is not finite at step {self.run.step}")
-            return self.task.score(self.predicted, self.rows.report)
-
-    def _predict(self, examples: Sequence[Any]) -> Predictions:
-        return predict(
-            self.run.model,
-            examples,
-            kind=self.data.kind,
-            pad_id=self.data.pad_id,
-            device=self.device,
-            precision=self.settings.precision,
-        )
+            return self.scoring.scores()
 
     def _milestone(self) -> None:
-        """Score the training rows, without their suffixes: SoRA's schedule compares memory and generalisation."""
         with self.meter.phase("evaluate"):
-            predicted = {"": self._predict(self.all_data.train)}
-            self.train_scores = self.task.score(predicted, {"": self.rows.train})
+            self.scoring.milestone()
 
-    def _evaluated(self, scores: dict[str, float]) -> None:
-        point = {"step": self.run.step, "epoch": round(self.run.epoch, 4), "scores": scores}
-        if self.train_scores is not None:
-            point["train_scores"] = self.train_scores
-            self.train_scores = None
-        self.history.append(point)
-        main = self.task.main_metric
-        if self.best is None or scores[main] > self.best["scores"][main]:
-            self.best = point | {"selected_on": self.unit.cell.config["split"]}
-        self._progress("train", scores[main])
+    def _evaluated(self, scores: dict[str, float]) -> int:
+        since_best = self.scoring.keep(scores)
+        self._progress("train", scores[self.form.main_metric])
+        return since_best
 
     def _stepped(self, row: dict[str, Any], must_save: bool) -> None:
         if self.run.step % max(1, self.run.total_steps // 50) == 0:
             self._progress("train", None, row["loss"])
         due = time.monotonic() - self.saved_at > 60 * self.unit.cell.config["checkpoint_minutes"]
         if must_save or due:
-            extra = {
-                "history": self.history,
-                "best": self.best,
-                "train_scores": self.train_scores,
-                "meter": self.meter.state(),
-            }
+            extra = self.scoring.state() | {"meter": self.meter.state()}
             checkpoint.save(self.checkpoints, self.run, self.frozen, extra)
             self.saved_at = time.monotonic()
 
@@ -261,7 +237,7 @@ class Training:
             "phase": phase,
             "step": self.run.step,
             "total_steps": self.run.total_steps,
-            "metric": self.task.main_metric,
+            "metric": self.form.main_metric,
             "rank": self.run.total_rank if self.run.adapters else None,
         }
         self.notify(event | {k: v for k, v in (("score", score), ("loss", loss)) if v is not None})
@@ -271,8 +247,8 @@ class Training:
     def _keep_artefacts(self) -> None:
         rows = [
             {"set": suffix, "row": i, "prediction": value, "label": label}
-            for suffix, values in self.predicted.items()
-            for i, (value, label) in enumerate(zip(values, self.labels[suffix], strict=True))
+            for suffix, values in self.scoring.predicted.items()
+            for i, (value, label) in enumerate(zip(values, self.scoring.labels[suffix], strict=True))
         ]
         write_predictions(self.folder / "predictions.jsonl.gz", rows)
         tensors = {

@@ -85,10 +85,10 @@ def is_complete_model(folder: Path) -> bool:
     )
 
 
-def dataset_patterns(subset: str | None, splits: Sequence[str]) -> list[str]:
-    """Glob patterns of the parquet files of these splits inside the repository."""
-    prefix = f"{subset}/" if subset else ""
-    return [f"{prefix}{split}-*.parquet" for split in splits]
+def dataset_patterns(folder: str | None, splits: Sequence[str]) -> list[str]:
+    """Glob patterns of the parquet files of these splits inside the repository; `folder` is where they are."""
+    prefix = f"{folder}/" if folder else ""
+    return [f"{prefix}{split}{shards}" for split in splits for shards in ("-*.parquet", "/*.parquet")]
 
 
 def model_files(names: Sequence[str]) -> list[str]:

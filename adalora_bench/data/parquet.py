@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 def split_files(
     folder: Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, list[Path]] | None:
-    """split -> its files in order; None if a required split is absent or lacks a shard."""
+    """split -> its files in order; None if a required split is absent or lacks a shard.
+
+    A split is `train-*.parquet`, or `train/*.parquet` as in the hub's own conversion of other formats.
+    """
     files = {split: shards for split in [*required, *optional] if (shards := _shards(folder, split))}
     return files if files and all(split in files for split in required) else None
 
@@ -68,7 +71,7 @@ def fingerprint(splits: Mapping[str, pa.Table]) -> str:
     """sha256 over split names and, per column in order, its name, kind and values; 64 hex digits.
 
     It depends on the rows alone: not on the file format, chunks, row groups, or the width of a number. Columns
-    hold text, whole numbers or floats, without nulls.
+    hold text, whole numbers or floats, or lists and structs of them, without nulls.
     """
     digest = hashlib.sha256()
     for split, table in splits.items():
@@ -80,9 +83,19 @@ def fingerprint(splits: Mapping[str, pa.Table]) -> str:
 
 def _add_column(digest: Any, name: str, column: pa.ChunkedArray) -> None:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if column.null_count:
         raise ValueError(f"column {name!r} has nulls")
+    if pa.types.is_struct(column.type):
+        for field in column.type.fields:
+            _add_column(digest, f"{name}.{field.name}", pc.struct_field(column, field.name))
+        return
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        _add_column(digest, f"lengths of {name}", pc.list_value_length(column))
+        flat = [chunk.flatten() for chunk in column.chunks]
+        _add_column(digest, f"items of {name}", pa.chunked_array(flat, type=column.type.value_type))
+        return
     if pa.types.is_integer(column.type):
         kind, column = "int", column.cast(pa.int64())
     elif pa.types.is_floating(column.type):
@@ -95,8 +108,6 @@ def _add_column(digest: Any, name: str, column: pa.ChunkedArray) -> None:
             digest.update(_window(chunk, 1, 8 * chunk.offset, 8 * (chunk.offset + len(chunk))))
         return
     # All lengths, then all bytes, so that moving a letter from one row to the next is seen.
-    import pyarrow.compute as pc
-
     for chunk in column.chunks:
         lengths = pc.binary_length(chunk)
         digest.update(_window(lengths, 1, 8 * lengths.offset, 8 * (lengths.offset + len(lengths))))
@@ -112,69 +123,26 @@ def _window(array: pa.Array, buffer: int, start: int, stop: int) -> memoryview:
     return memoryview(held)[start:stop] if held is not None else memoryview(b"")
 
 
-def text_column(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
-    """The column as large_string. UserError: another type, or a null; names `where` and the row."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise UserError(f"{where}: column {name!r} holds {column.type}, not text.")
-    _refuse(column, pc.is_null(column), where, name, "a text")
-    return column.cast(pa.large_string())
-
-
-def class_column(column: pa.ChunkedArray, where: str, name: str, labels: Sequence[str]) -> pa.ChunkedArray:
-    """The column as int64. UserError: no whole numbers, or a number that is none of the classes 0..n-1."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    valid = "one of " + ", ".join(f"{i} ({label})" for i, label in enumerate(labels))
-    if not pa.types.is_integer(column.type):
-        raise UserError(f"{where}: column {name!r} holds {column.type}; each label must be {valid}.")
-    good = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(labels)))
-    _refuse(column, pc.invert(pc.fill_null(good, False)), where, name, valid)
-    return column.cast(pa.int64())
-
-
-def number_column(column: pa.ChunkedArray, where: str, name: str) -> pa.ChunkedArray:
-    """The column as float64. UserError: no numbers, or one that is null, NaN or infinite."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise UserError(f"{where}: column {name!r} holds {column.type}; each label must be a finite number.")
-    good = pc.fill_null(pc.is_finite(column), False)
-    _refuse(column, pc.invert(good), where, name, "a finite number")
-    return column.cast(pa.float64())
-
-
-def _refuse(column: pa.ChunkedArray, bad: pa.ChunkedArray, where: str, name: str, valid: str) -> None:
-    """UserError for the first row that is marked bad."""
-    import pyarrow.compute as pc
-
-    row = pc.index(bad, True).as_py()
-    if row >= 0:
-        value = column[row].as_py()
-        hint = " (-1 marks a hidden label)" if value == -1 else ""
-        raise UserError(f"{where}, row {row} (from 0): {name!r} is {value!r}{hint}; it must be {valid}.")
-
-
 def incomplete(folder: Path, splits: Sequence[str]) -> str | None:
-    """A few words on the first split of which only some of the files are there; None if there is no such split."""
+    """A few words on files or splits that are missing beside others; None if none of the splits is there at all."""
     for split in splits:
         paths, totals = _present(folder, split)
         if paths and not _shards(folder, split):
             return f"{folder} has {len(paths)} of {max(totals)} {split} files"
-    return None
+    here = [split for split in splits if _shards(folder, split)]
+    absent = [split for split in splits if split not in here]
+    return f"{folder} has {' and '.join(here)}, but no {' and no '.join(absent)}" if here and absent else None
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
-    """The files `<split>-*.parquet`; [] if a shard of `-00000-of-00003` is absent."""
+    """The files of the split; [] if a shard of `-00000-of-00003` is absent."""
     paths, totals = _present(folder, split)
     return paths if not totals or totals == {len(paths)} else []
 
 
 def _present(folder: Path, split: str) -> tuple[list[Path], set[int]]:
-    paths = sorted(path for path in folder.glob(f"{split}-*.parquet") if path.is_file())
+    paths = sorted(path for path in folder.glob(f"{split}-*.parquet") if path.is_file()) or sorted(
+        path for path in (folder / split).glob("*.parquet") if path.is_file()
+    )
     matches = [re.search(r"-\d+-of-(\d+)\.parquet$", path.name) for path in paths]
     return paths, {int(match[1]) for match in matches if match}

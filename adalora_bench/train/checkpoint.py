@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,21 @@ GROUP_FIELDS = ("weight_decay", "born", "warmup", "name")
 
 
 def frozen_base_names(run: Run, *, moves_base: bool) -> set[str]:
-    """Names of parameters that stay as the backbone had them; call after `attach`, before the first step."""
+    """Names of parameters that stay as the backbone had them; call after `attach`, before the first step.
+
+    Of a parameter that two modules share (token embeddings and output layer) the later names are among them: what is
+    saved holds it once.
+    """
     adapted = (
         {id(p) for layer in run.adapters.values() for p in layer.base.parameters()} if moves_base else set()
     )
     blocks = {id(p) for layer in run.adapters.values() for p in layer.blocks.parameters()}
     extra = {id(layer.out_gate) for layer in run.adapters.values() if layer.out_gate is not None}
+    first = {name for name, _ in run.model.named_parameters()}
     return {
         name
-        for name, p in run.model.named_parameters()
-        if not p.requires_grad and id(p) not in adapted | blocks | extra
+        for name, p in run.model.named_parameters(remove_duplicate=False)
+        if name not in first or (not p.requires_grad and id(p) not in adapted | blocks | extra)
     }
 
 
@@ -134,16 +140,8 @@ def newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
 def restore(run: Run, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Put a run that was just begun (attach, start, setup) where the checkpoint left it. Returns `extra`."""
-    for name, structure in state["adapters"].items():
-        _rebuild(run.adapters[name], structure)
     loaded = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    missing, unexpected = run.model.load_state_dict(loaded, strict=False)
-    strange = [*unexpected, *(set(missing) - set(state["frozen"]))]
-    if strange:
-        raise ValueError(f"the checkpoint and the model differ in {sorted(strange)[:3]}")
-    for layer in run.adapters.values():
-        for block in layer.rank_blocks():
-            block.recount()
+    put_weights(run, state["adapters"], loaded, frozen=set(state["frozen"]))
     trainable = set(state["trainable"])
     params = dict(run.model.named_parameters())
     for name, p in params.items():
@@ -182,15 +180,61 @@ def restore(run: Run, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict
     return extra
 
 
+def put_weights(
+    run: Run, structures: Mapping[str, Any], tensors: Mapping[str, Tensor], *, frozen: set[str]
+) -> None:
+    """Fill the model of a run whose method was just attached.
+
+    Args:
+        structures: adapter name -> scale and blocks, of a checkpoint's state or of `structures_in`.
+        tensors: a state dict of the model without the parameters that `frozen` names.
+
+    Raises:
+        ValueError: the tensors do not fit the model.
+    """
+    if structures.keys() != run.adapters.keys():
+        raise ValueError(
+            f"the adapted layers differ in {sorted(structures.keys() ^ run.adapters.keys())[:3]}"
+        )
+    for name, structure in structures.items():
+        _rebuild(run.adapters[name], structure)
+    missing, unexpected = run.model.load_state_dict(dict(tensors), strict=False)
+    strange = [*unexpected, *(set(missing) - frozen)]
+    if strange:
+        raise ValueError(f"the file and the model differ in {sorted(strange)[:3]}")
+    for layer in run.adapters.values():
+        for block in layer.rank_blocks():
+            block.recount()
+
+
+def structures_in(tensors: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Any]:
+    """The structures for `put_weights` of an adapter file, read off the names and shapes of its tensors.
+
+    What the file cannot say is whether a block is a reserve; that changes counts, and no output.
+    """
+    structures: dict[str, Any] = {name: {"scale": scale, "blocks": []} for name, scale in scales.items()}
+    for name, structure in structures.items():
+        while (gate := tensors.get(f"{name}.blocks.{len(structure['blocks'])}.gate")) is not None:
+            prefix = f"{name}.blocks.{len(structure['blocks'])}"
+            parts = {part: tensors.get(f"{prefix}.{part}", gate) for part in ("a", "b", "gate")}
+            structure["blocks"].append(_block(gate.shape[0], reserve=False, parts=parts))
+    return structures
+
+
 def _structure(layer: LowRankLinear) -> dict[str, Any]:
     return {
         "scale": layer.scale,
         "blocks": [
-            {"rank": b.rank, "reserve": b.reserve}
-            | {part: str(getattr(b, part).dtype).removeprefix("torch.") for part in ("a", "b", "gate")}
+            _block(b.rank, reserve=b.reserve, parts={"a": b.a, "b": b.b, "gate": b.gate})
             for b in layer.rank_blocks()
         ],
     }
+
+
+def _block(rank: int, *, reserve: bool, parts: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Size and dtypes of one block, in JSON."""
+    dtypes = {part: str(tensor.dtype).removeprefix("torch.") for part, tensor in parts.items()}
+    return {"rank": rank, "reserve": reserve} | dtypes
 
 
 def _rebuild(layer: LowRankLinear, structure: dict[str, Any]) -> None:

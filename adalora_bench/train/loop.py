@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adalora_bench.data.collate import Example, MicroBatch, batch_positions, collate, split_by_length
+from adalora_bench.data.collate import batch_positions, split_by_length
 from adalora_bench.errors import Diverged, Interrupted
+from adalora_bench.forms.base import Example, Form, MicroBatch
 from adalora_bench.methods.base import Method
 from adalora_bench.train.meter import Meter, count_flops
-from adalora_bench.train.objective import item_losses
 from adalora_bench.train.state import Run
 
 
@@ -42,6 +42,7 @@ class LoopSettings:
     micro_batches: int
     max_grad_norm: float
     eval_every: int  # steps; 0 evaluates at the end only
+    patience: int = 0  # evaluations without a new best after which the training ends; 0 never ends it early
     log_every: int
     precision: str
 
@@ -51,8 +52,7 @@ class Data:
     """Encoded training rows and how to turn them into tensors."""
 
     train: list[Example]
-    kind: str  # of task, see objective.py
-    pad_id: int
+    form: Form
     device: torch.device
 
 
@@ -62,7 +62,9 @@ class Callbacks:
 
     evaluate: Callable[[], dict[str, float]]
     log: Callable[[dict[str, Any]], None]  # one row of steps.jsonl
-    evaluated: Callable[[dict[str, float]], None]  # after each evaluation: keeps history and best
+    evaluated: Callable[
+        [dict[str, float]], int
+    ]  # keeps history and best; how many evaluations since the best one
     milestone: Callable[[], None]  # the next point of the history gets the scores on the training rows too
     stepped: Callable[[dict[str, Any], bool], None]  # after each step: its row; True: write a checkpoint now
     stop: Callable[[], int | None]  # number of the signal that asks to stop, if any
@@ -96,8 +98,10 @@ def train(
             call.log(row)
         due = settings.eval_every and run.step % settings.eval_every == 0
         if (due or milestone) and not last:
-            call.evaluated(call.evaluate())
+            since_best = call.evaluated(call.evaluate())
             run.model.train()
+            if settings.patience and since_best >= settings.patience:
+                return
         signum = call.stop()
         call.stepped(row, signum is not None)
         # after the last step only the evaluation is left: that is finished
@@ -106,10 +110,14 @@ def train(
 
 
 def finish(method: Method, run: Run, call: Callbacks) -> None:
-    """After the last step: shrink, evaluate, and ask the method whether it kept its promise."""
+    """After the last step: shrink, evaluate, and ask the method whether it kept its promise.
+
+    A training that stopped early has not run its schedule, so nothing can be asked of it; its record says so.
+    """
     method.finalize(run)
     call.evaluated(call.evaluate())
-    method.check(run)
+    if run.step == run.total_steps:
+        method.check(run)
 
 
 def training_step(
@@ -119,16 +127,15 @@ def training_step(
     assert run.optimizer is not None
     positions = batch_positions(len(data.train), settings.batch_size, seed, run.step)
     pieces = split_by_length(data.train, positions, settings.micro_batches)
+    items = data.form.items(data.train, positions)
 
     run.optimizer.zero_grad(set_to_none=True)
     method.before_forward(run)
     losses = []
     for piece in pieces:
-        micro = collate(data.train, piece, pad_id=data.pad_id, regression=data.kind == "regression")
+        micro = data.form.collate(data.train, piece)
         meter.count_tokens(micro.real_tokens, micro.processed_tokens)
-        part = micro_loss(
-            run, micro.to(data.device), data, items=len(positions), precision=settings.precision
-        )
+        part = micro_loss(run, micro.to(data.device), data, items=items, precision=settings.precision)
         part.backward()
         losses.append(part.detach())
     loss = float(torch.stack(losses).sum())
@@ -160,7 +167,7 @@ def micro_loss(run: Run, micro: MicroBatch, data: Data, *, items: int, precision
     """The share of one micro-batch, on the device, in the mean loss over the `items` of its whole batch; a scalar."""
     with autocast(data.device, precision):
         logits: Tensor = run.model(**micro.inputs)
-    return item_losses(data.kind, logits, micro.labels).sum() / items
+    return data.form.losses(logits, micro).sum() / items
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

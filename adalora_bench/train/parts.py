@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adalora_bench.data.collate import batch_positions, collate, split_by_length
+from adalora_bench.data.collate import batch_positions, split_by_length
 from adalora_bench.methods.base import Method
 from adalora_bench.train.loop import Data, LoopSettings, micro_loss
 from adalora_bench.train.seeds import derive, generator
@@ -49,11 +49,11 @@ def loss_parts(
 ) -> list[Callable[[], Tensor]]:
     """The mean loss on these rows of `data.train`, cut into as many length-sorted parts as a training batch."""
 
+    items = data.form.items(data.train, positions)
+
     def part(piece: Sequence[int]) -> Callable[[], Tensor]:
-        micro = collate(data.train, piece, pad_id=data.pad_id, regression=data.kind == "regression").to(
-            data.device
-        )
-        return lambda: micro_loss(run, micro, data, items=len(positions), precision=settings.precision)
+        micro = data.form.collate(data.train, piece).to(data.device)
+        return lambda: micro_loss(run, micro, data, items=items, precision=settings.precision)
 
     return [part(piece) for piece in split_by_length(data.train, positions, settings.micro_batches)]
 

@@ -31,7 +31,7 @@ MAJORITY = {
 SUBSETS = {
     "mnli": "9471 of 392702 training rows, no validation_mismatched rows",
     "qnli": "10293 of 104743 training rows",
-    "qqp": "9309 of 363846 training rows, 1000 of 40430 validation rows",
+    "qqp": "9309 of 363846 training rows, 1000 of 40430 validation rows (validation is not the official one)",
 }
 
 

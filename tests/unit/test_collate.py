@@ -1,4 +1,4 @@
-"""Padding, length-sorted micro-batches, the order of an epoch."""
+"""Length-sorted micro-batches, the order of an epoch, evaluation batches."""
 
 from __future__ import annotations
 
@@ -6,80 +6,48 @@ import random
 
 import pytest
 import torch
+import toy_forms
 
 from adalora_bench.data.collate import (
-    Example,
     batch_positions,
-    collate,
     epoch_order,
     evaluation_batches,
     split_by_length,
 )
+from adalora_bench.forms.base import Example
 
 BATCH = 32
-
-
-def example(length: int, label: float = 0, *, types: bool = False) -> Example:
-    ids = list(range(10, 10 + length))
-    return {"input_ids": ids, "label": label} | ({"token_type_ids": [1] * length} if types else {})
 
 
 def rte_like(rows: int = 2490) -> list[Example]:
     """Lengths drawn log-normally, with the mean (about 67 tokens) and the tail of RTE, cut at 256."""
     draw = random.Random(2490)
-    return [example(max(12, min(256, round(draw.lognormvariate(4.0, 0.6))))) for _ in range(rows)]
-
-
-def test_pads_on_the_right_to_the_longest() -> None:
-    batch = collate(
-        [example(2, 1, types=True), example(9), example(4, 0, types=True)],
-        [2, 0],
-        pad_id=7,
-        regression=False,
-    )
-    assert batch.inputs["input_ids"].tolist() == [[10, 11, 12, 13], [10, 11, 7, 7]]
-    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch.inputs["token_type_ids"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch.positions == [2, 0]
-    assert (batch.real_tokens, batch.processed_tokens) == (6, 8)
-
-
-@pytest.mark.parametrize(("regression", "dtype"), [(False, torch.long), (True, torch.float32)])
-def test_labels_have_the_type_of_the_task(regression: bool, dtype: torch.dtype) -> None:
-    batch = collate([example(2, 1), example(3, 2)], [0, 1], pad_id=0, regression=regression)
-    assert batch.labels.dtype == dtype
-    assert batch.labels.tolist() == [1, 2]
-    assert "token_type_ids" not in batch.inputs
-
-
-def test_a_real_token_may_look_like_padding() -> None:
-    batch = collate([{"input_ids": [5, 0, 0], "label": 0}], [0], pad_id=0, regression=False)
-    assert batch.real_tokens == 3
+    return [toy_forms.example(max(12, min(256, round(draw.lognormvariate(4.0, 0.6))))) for _ in range(rows)]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 10, 31, 32])
 @pytest.mark.parametrize("pieces", [1, 3, 4, 40])
 def test_split_keeps_the_composition_of_the_batch(rows: int, pieces: int) -> None:
     draw = random.Random(rows)
-    examples = [example(draw.randint(1, 9)) for _ in range(50)]
+    examples = [toy_forms.example(draw.randint(1, 9)) for _ in range(50)]
     positions = draw.sample(range(50), rows)
     split = split_by_length(examples, positions, pieces)
     assert sorted(i for piece in split for i in piece) == sorted(positions)
     assert all(split)
     assert len(split) <= min(pieces, rows)
-    lengths = [len(examples[i]["input_ids"]) for piece in split for i in piece]
+    lengths = [examples[i]["length"] for piece in split for i in piece]
     assert lengths == sorted(lengths, reverse=True)
 
 
 def test_split_does_not_depend_on_the_order_of_the_batch() -> None:
-    examples = [example(3) for _ in range(8)]
+    examples = [toy_forms.example(3) for _ in range(8)]
     assert split_by_length(examples, [5, 2, 7, 0], 2) == split_by_length(examples, [0, 2, 5, 7], 2)
 
 
 def test_tokens_processed_stay_below_1_40_of_the_real_ones() -> None:
     """On RTE-like lengths, with the composition of every batch as the sampler gives it."""
     examples = rte_like()
-    real = sum(len(e["input_ids"]) for e in examples)
+    real = sum(e["length"] for e in examples)
     assert 62 <= real / len(examples) <= 72
     processed = {}
     for pieces in (1, 4):
@@ -88,7 +56,7 @@ def test_tokens_processed_stay_below_1_40_of_the_real_ones() -> None:
         for step in range(steps):
             positions = batch_positions(len(examples), BATCH, 0, step)
             for piece in split_by_length(examples, positions, pieces):
-                batch = collate(examples, piece, pad_id=0, regression=False)
+                batch = toy_forms.regression().collate(examples, piece)
                 processed[pieces] += batch.processed_tokens
     assert processed[4] <= 1.40 * real
     assert processed[1] > 1.40 * real  # without the split: the bound is worth something
@@ -122,9 +90,9 @@ def test_batches_of_an_epoch_hold_every_row_once_and_the_last_is_smaller() -> No
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 100])
 def test_evaluation_covers_every_row_once(rows: int) -> None:
     draw = random.Random(rows)
-    examples = [example(draw.randint(1, 40), i) for i in range(rows)]
-    batches = list(evaluation_batches(examples, size=32, pad_id=0, regression=True))
-    assert sorted(i for batch in batches for i in batch.positions) == list(range(rows))
-    for batch in batches:
-        assert len(batch.positions) <= 32
-        assert batch.labels.tolist() == batch.positions
+    examples = [toy_forms.example(draw.randint(1, 40)) for _ in range(rows)]
+    batches = evaluation_batches(examples, size=32)
+    assert sorted(i for batch in batches for i in batch) == list(range(rows))
+    assert max(map(len, batches)) <= 32
+    lengths = [examples[i]["length"] for batch in batches for i in batch]
+    assert lengths == sorted(lengths, reverse=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import toy_forms
 from torch import Tensor, nn
 
 from adalora_bench.errors import Diverged, Interrupted
@@ -86,8 +87,8 @@ def make(total: int = 6, **more: Any) -> tuple[Spy, Run, loop.Data, loop.LoopSet
         ),
         generator=torch.Generator(),
     )
-    examples = [{"input_ids": [1] * n, "label": 0.0} for n in LENGTHS]
-    data = loop.Data(train=examples, kind="regression", pad_id=0, device=torch.device("cpu"))
+    examples = [toy_forms.example(n) for n in LENGTHS]
+    data = loop.Data(train=examples, form=toy_forms.regression(), device=torch.device("cpu"))
     settings: dict[str, Any] = {"batch_size": 3, "micro_batches": 2, "max_grad_norm": 1.0, "eval_every": 0}
     settings |= {"log_every": 100, "precision": "fp32"} | more
     loop.begin(spy, run)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_forms
 from torch import nn
 
 from adalora_bench import prepare
@@ -63,8 +64,8 @@ def make(lengths: list[int]) -> tuple[Run, loop.Data]:
         settings=OptimizerSettings(),
         generator=torch.Generator(),
     )
-    examples = [{"input_ids": [1] * n, "label": 0.0} for n in lengths]
-    return run, loop.Data(train=examples, kind="regression", pad_id=0, device=torch.device("cpu"))
+    examples = [toy_forms.example(n) for n in lengths]
+    return run, loop.Data(train=examples, form=toy_forms.regression(), device=torch.device("cpu"))
 
 
 def settings(pieces: int) -> loop.LoopSettings:

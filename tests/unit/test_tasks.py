@@ -1,9 +1,8 @@
-"""Tasks: declarations, rows, checks that name file and row, holdout, caps, baselines, encoding; every task YAML."""
+"""Tasks: declarations, rows, checks that name file and row, holdout, caps, baselines; every task YAML."""
 
 from __future__ import annotations
 
 import bz2
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from adalora_bench import config
 from adalora_bench.data import film_reviews, toy
-from adalora_bench.data.sources import Found, Source, Wheel
+from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task, take
 from adalora_bench.errors import UserError
 
@@ -26,11 +26,7 @@ GENERATED = Found("generated", None, {}, "generated")
 
 def build(name: str) -> Any:
     node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    module, cls = node.pop("_target_").rsplit(".", 1)
-    source = node.pop("source")
-    wheel = source.pop("wheel", None)
-    source = Source(**source, wheel=Wheel(**wheel) if wheel else None)
-    return getattr(importlib.import_module(module), cls)(source=source, **node)
+    return config.build(node, "task")
 
 
 def local(folder: Path, **splits: dict[str, list[Any]] | pa.Table) -> Found:
@@ -68,9 +64,8 @@ def test_every_task_builds_and_says_what_it_reports_on(name: str) -> None:
     assert task.score_names()[0] == task.main_metric
     head = [line for line in (CONF / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert any("label:" in line for line in head), "an example row"
-    assert any("validation" in line or "published splits" in line for line in head), (
-        "what stands in for the test set"
-    )
+    signs = ("validation", "published splits", "test set is public")
+    assert any(sign in line for line in head for sign in signs), "what stands in for the test set"
 
 
 def test_all_of_glue_is_there() -> None:
@@ -81,10 +76,10 @@ def test_all_of_glue_is_there() -> None:
     mains = {name: task.main_metric for name, task in tasks.items()}
     assert mains == dict.fromkeys(GLUE, "acc") | {"cola": "mcc", "stsb": "pearson", "mnli": "acc_matched"}
     assert tasks["stsb"].score_names() == ["pearson", "spearman"]
-    assert (tasks["stsb"].kind, tasks["stsb"].outputs) == ("regression", 1)
+    assert tasks["stsb"].kind == "regression"
     assert tasks["mrpc"].score_names() == tasks["qqp"].score_names() == ["acc", "f1"]
     assert tasks["mnli"].score_names() == ["acc_matched", "acc_mismatched"]
-    assert tasks["mnli"].outputs == 3
+    assert len(tasks["mnli"].labels) == 3
 
 
 # --- declarations
@@ -218,6 +213,13 @@ def test_subset_note(rte: Task) -> None:
         "2000 of 2490 training rows, 50 of 277 validation rows"
     )
     assert build("film_reviews").subset_note({"train": 5}) is None
+    qqp = build("qqp")
+    assert qqp.subset_note({"train": 363846, "validation": 1000}, report_limit=64) == (
+        "64 of 40430 validation rows (validation is not the official one)"
+    )
+    assert qqp.subset_note({"train": 363846, "validation": 40430}, report_limit=1000) == (
+        "1000 of 40430 validation rows"
+    )
 
 
 # --- what can be wrong with a file
@@ -287,53 +289,6 @@ def test_majority_is_of_the_report_rows() -> None:
     assert build("stsb").majority(report) == {"pearson": None, "spearman": None}
     matched = {"matched": report[""], "mismatched": [{"label": 2}]}
     assert build("mnli").majority(matched) == {"acc_matched": pytest.approx(2 / 3), "acc_mismatched": 1.0}
-
-
-# --- encoding
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """A BERT-like tokenizer over plain words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(20))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="[PAD]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
-
-
-def test_encode_pairs_cuts_the_longer_side(rte: Task, tokenizer: Any) -> None:
-    rows = [
-        {"sentence1": "w0 w1 w2 w3 w4 w5", "sentence2": "w6", "label": 1},
-        {"sentence1": "w0", "sentence2": "w1", "label": 0},
-    ]
-    first, second = rte.encode(rows, tokenizer, 7)
-    assert first == {
-        "input_ids": [2, 4, 5, 6, 3, 10, 3],
-        "token_type_ids": [0, 0, 0, 0, 0, 1, 1],
-        "label": 1,
-        "length": 7,
-    }
-    assert (second["input_ids"], second["length"]) == ([2, 4, 3, 5, 3], 5)
-    assert rte.encode([], tokenizer, 7) == []
-
-
-def test_encode_single_texts_and_floats(tokenizer: Any) -> None:
-    (row,) = build("sst2").encode([{"sentence": "w0 w1 w2 w3", "label": 1}], tokenizer, 5)
-    assert row["input_ids"] == [2, 4, 5, 6, 3]
-    (row,) = build("stsb").encode([{"sentence1": "w0", "sentence2": "w1", "label": 2.5}], tokenizer, 8)
-    assert row["label"] == 2.5
 
 
 # --- tasks with rows of their own
