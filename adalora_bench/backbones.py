@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adalora_bench import four_bit, gguf_weights
 from adalora_bench.data.sources import Found, Source
 from adalora_bench.errors import UserError, unknown
 
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-POOLINGS = ("mean", "native")
+POOLINGS = {"encoder": ("mean", "native"), "decoder": ("none",), "seq2seq": ("none",)}
+"""form -> the heads that it can have; a generative backbone has none but its own output layer."""
+DROPOUTS = {
+    "bart": ("dropout", "attention_dropout", "activation_dropout"),
+    "gpt2": ("embd_pdrop", "resid_pdrop", "attn_pdrop"),
+    "llama": ("attention_dropout",),
+}
+"""architecture -> what transformers calls its dropouts, where BERT's names are not used."""
+BERT_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +36,20 @@ class Backbone:
         version: bump it when results change without a change of settings.
         description: one line for people.
         caveat: what a reader of a table must know of these weights; printed in every caption. May be empty.
-        architecture: transformers' `model_type` ("bert", "deberta-v2", "roberta").
+        architecture: transformers' `model_type` ("bert", "deberta-v2", "roberta", "gpt2", "llama", "bart").
+        form: "encoder" (a head on top), "decoder" or "seq2seq" (they answer with text).
         source: where the weights come from.
-        layers: transformer blocks; with `roles` it gives the number of adapted matrices without loading a model.
-        roles: role -> module name inside one block, with `{i}` for the block ("encoder.layer.{i}.output.dense").
-        pooling: "native" is the classification head of transformers for this architecture; "mean" averages the
-            token vectors and puts one linear layer on top.
+        layers: transformer blocks (of each stack, where encoder and decoder are two); with `roles` it gives the number
+            of adapted matrices without loading a model.
+        roles: role -> module name below the body, with `{i}` for the block ("encoder.layer.{i}.output.dense"), or a
+            list of names where several matrices of a block play the role (BART). A name below a fused layer takes
+            it apart ("h.{i}.attn.c_attn.q", see fused.py).
+        pooling: of an encoder, "native" is the classification head of transformers for this architecture; "mean"
+            averages the token vectors and puts one linear layer on top. "none" for the others.
         head_modules: with "native", the modules of the classification model that are newly made for the task.
         head_dropout: dropout in front of the last linear layer; null keeps the architecture's own.
         dropout: hidden and attention dropout inside the backbone; null keeps the published configuration.
+        load_in_4bit: keep the frozen weights of the linear layers in 4 bits (four_bit.py, whose `check` comes first).
         config: for random backbones, the arguments of the transformers configuration.
     """
 
@@ -43,27 +57,47 @@ class Backbone:
     description: str
     caveat: str
     architecture: str
+    form: str
     source: Source
     layers: int
-    roles: dict[str, str]
+    roles: dict[str, Any]
     pooling: str
     head_modules: list[str]
     head_dropout: float | None
     dropout: float | None
+    load_in_4bit: bool
     config: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         if self.layers < 1:
             raise UserError(f"backbone.layers={self.layers} must be at least 1.")
-        if self.pooling not in POOLINGS:
-            raise UserError(unknown("value of backbone.pooling", self.pooling, POOLINGS))
+        if self.form not in POOLINGS:
+            raise UserError(unknown("value of backbone.form", self.form, POOLINGS))
+        if self.pooling not in POOLINGS[self.form]:
+            raise UserError(unknown("value of backbone.pooling", self.pooling, POOLINGS[self.form]))
+        for role, names in self.roles.items():
+            patterns = names if isinstance(names, list) else [names]
+            if not patterns or not all(isinstance(p, str) and "{i}" in p for p in patterns):
+                raise UserError(
+                    f"backbone.roles.{role}={names!r} must be a module name with {{i}}, or a list of them."
+                )
+        if self.form != "encoder" and self.head_dropout is not None:
+            raise UserError(
+                f"backbone.head_dropout={self.head_dropout} has no head to act on: {self.architecture} answers with "
+                "text; use null."
+            )
         for name, value in (("head_dropout", self.head_dropout), ("dropout", self.dropout)):
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"backbone.{name}={value} must lie in [0, 1).")
 
     def module_roles(self) -> dict[str, str]:
-        """Module name (below the body) -> role, in the order of the model's blocks."""
-        return {pattern.format(i=i): role for i in range(self.layers) for role, pattern in self.roles.items()}
+        """Module name (below the body) -> role."""
+        patterns = [
+            (pattern, role)
+            for role, names in self.roles.items()
+            for pattern in (names if isinstance(names, list) else [names])
+        ]
+        return {pattern.format(i=i): role for i in range(self.layers) for pattern, role in patterns}
 
     def count_modules(self, targets: list[str]) -> int:
         """How many matrices these target roles name."""
@@ -79,56 +113,93 @@ class Backbone:
     # -- loading --------------------------------------------------------------------------------------------
 
     def tokenizer(self, found: Found) -> PreTrainedTokenizerBase:
-        """The tokenizer of the weights; random backbones read bytes."""
-        if found.folder is None:
+        """The tokenizer of the weights; random backbones read bytes. It always has a padding token.
+
+        GPT-2 and LLaMA were trained without padding: their end token stands in, and the mask hides it. LLaMA's
+        files do not say how many positions there are: the model's configuration does.
+        """
+        folder = _folder(found)
+        tokenizer: PreTrainedTokenizerBase
+        if folder is None:
             from adalora_bench.heads import byte_tokenizer
 
-            return byte_tokenizer(self.architecture)
-        from transformers import AutoTokenizer
+            tokenizer = byte_tokenizer(self.architecture)
+        else:
+            from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if self.form != "encoder":
+            positions = self._config(folder, None).max_position_embeddings
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+        return tokenizer
 
-    def load(self, found: Found, *, outputs: int, head_seed: int) -> Loaded:
+    def load(self, found: Found, *, kind: str = "classification", outputs: int, head_seed: int) -> Loaded:
         """A fresh model with a fresh head.
 
         Args:
             found: where the weights are (`folder` None: random weights from `config`).
-            outputs: logits of the head (classes, or 1 for regression).
+            kind: of the task, a head's by default. "text" takes the language model as it is: nothing is newly made,
+                and its output layer stays frozen.
+            outputs: width of the head: classes, 1 for a regression or a choice, 2 for a span.
             head_seed: the head depends on it alone, so that every method starts from the same head.
         """
         import torch
 
-        from adalora_bench.heads import LogitsOnly, MeanPooled
+        from adalora_bench import fused, heads
 
-        body = self._body(found, outputs)
-        if self.pooling == "mean":
-            model: nn.Module = MeanPooled(body, outputs=outputs, dropout=self.head_dropout or 0.0)
-            prefix, heads = "body.", ["head"]
+        if (kind == "text") == (self.form == "encoder"):
+            raise ValueError(f"kind {kind} on a backbone of form {self.form}; forms.check_fit comes first")
+        body = self._body(found, kind, outputs)
+        stack = f"body.{body.base_model_prefix}."
+        newly_made = ["head"]
+        if kind == "text":
+            model: nn.Module = heads.TextModel(body)
+            newly_made = []
+        elif kind == "span":
+            model, stack = heads.TokenLogits(body, outputs=outputs, dropout=self.head_dropout or 0.0), "body."
+        elif self.pooling == "mean":
+            model, stack = heads.MeanPooled(body, outputs=outputs, dropout=self.head_dropout or 0.0), "body."
         else:
-            model = LogitsOnly(body)
-            prefix, heads = f"body.{body.base_model_prefix}.", [f"body.{name}" for name in self.head_modules]
-        head = [p for name in heads for p in model.get_submodule(name).parameters()]
+            model = heads.LogitsOnly(body)
+            newly_made = [f"body.{name}" for name in self.head_modules]
+        head = [p for name in newly_made for p in model.get_submodule(name).parameters()]
         draw = torch.Generator().manual_seed(head_seed)
         with torch.no_grad():
             for p in head:
                 p.copy_(torch.randn(p.shape, generator=draw) * 0.02 if p.dim() > 1 else torch.zeros_like(p))
-        modules = {f"{prefix}{name}": role for name, role in self.module_roles().items()}
-        for name in modules:
+        roles = {f"{stack}{name}": role for name, role in self.module_roles().items()}
+        fused.split(model, list(roles))
+        for name in roles:
             model.get_submodule(name)  # a wrong role pattern is a bug in the YAML: fail loudly, here
+        # in the model's own order
+        modules = {name: roles[name] for name, _ in model.named_modules() if name in roles}
         return Loaded(model=model, modules=modules, head=head)
 
-    def _body(self, found: Found, outputs: int) -> Any:
-        from transformers import AutoModel, AutoModelForSequenceClassification
+    def _body(self, found: Found, kind: str, outputs: int) -> Any:
+        import transformers
 
         from adalora_bench.heads import random_model
 
-        config = self._config(found.folder, outputs)
-        auto = AutoModel if self.pooling == "mean" else AutoModelForSequenceClassification
-        if found.folder is None:
+        folder = _folder(found)
+        config = self._config(folder, None if kind == "text" else outputs)
+        if kind == "text":
+            seq2seq = self.form == "seq2seq"
+            auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+        elif kind == "span" or self.pooling == "mean":
+            auto = transformers.AutoModel
+        else:
+            auto = transformers.AutoModelForSequenceClassification
+        if folder is None:
             return random_model(auto, config)
-        return auto.from_pretrained(found.folder, config=config, local_files_only=True, dtype="float32")
+        more = four_bit.loading() if self.load_in_4bit else {}
+        body = auto.from_pretrained(folder, config=config, local_files_only=True, dtype="float32", **more)
+        if self.load_in_4bit:
+            four_bit.hide_constants(body)
+        return body
 
-    def _config(self, folder: Path | None, outputs: int) -> Any:
+    def _config(self, folder: Path | None, outputs: int | None) -> Any:
         from transformers import AutoConfig
 
         if folder is None:
@@ -140,17 +211,32 @@ class Backbone:
                     f"the weights in {folder.name} are of architecture {config.model_type!r}, "
                     f"but backbone.architecture is {self.architecture!r}."
                 )
-        config.num_labels = outputs
+        if outputs is not None:
+            config.num_labels = outputs
         if self.dropout is not None:
-            config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.dropout
+            for name in DROPOUTS.get(self.architecture, BERT_DROPOUTS):
+                setattr(config, name, self.dropout)
         if self.head_dropout is not None:
             config.classifier_dropout = config.cls_dropout = self.head_dropout
         return config
 
 
+def _folder(found: Found) -> Path | None:
+    """The folder that transformers opens; None for random weights."""
+    if found.folder is None or not gguf_weights.holds_gguf(found.folder):
+        return found.folder
+    return gguf_weights.restored(found.folder)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model ready for a method: modules maps layer name -> role, head lists the newly made parameters."""
+    """A model ready for a method.
+
+    Attributes:
+        model: takes a batch of its kind of task and gives logits.
+        modules: layer name -> role, in the model's order.
+        head: the newly made parameters; none for text.
+    """
 
     model: nn.Module
     modules: dict[str, str]

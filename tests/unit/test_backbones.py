@@ -4,53 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
-import yaml
+from backbone_helpers import NOWHERE, attached, backbone, method, shapes_only
 
 from adalora_bench import heads
-from adalora_bench.backbones import Backbone, Loaded
-from adalora_bench.compose import conf_dir
-from adalora_bench.config import build
-from adalora_bench.data.sources import Found
 from adalora_bench.errors import UserError
-from adalora_bench.methods.base import Method
-from adalora_bench.train.loop import begin
-from adalora_bench.train.seeds import generator
-from adalora_bench.train.state import OptimizerSettings, Run
 
-NOWHERE = Found(served_by="generated", folder=None, files={}, detail="")
 TINY = ("tiny_bert", "tiny_deberta_v2", "tiny_roberta")
-
-
-def backbone(name: str) -> Backbone:
-    node = yaml.safe_load((conf_dir() / "backbone" / f"{name}.yaml").read_text(encoding="utf-8"))
-    built: Backbone = build(node, "backbone")
-    return built
-
-
-def method(name: str, **changes: Any) -> Method:
-    node = yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
-    node = {key: 2 if "${" in str(value) else value for key, value in node.items()} | changes
-    built: Method = build(node, "method")
-    return built
-
-
-def attached(loaded: Loaded, policy: Method) -> Run:
-    run = Run(
-        loaded.model,
-        loaded.modules,
-        total_steps=10,
-        steps_per_epoch=10,
-        settings=OptimizerSettings(),
-        generator=generator(0, "adapter"),
-        head=loaded.head,
-    )
-    begin(policy, run)
-    return run
-
 
 # The published configurations, as far as shapes depend on them.
 BERT = {"vocab_size": 64, "max_position_embeddings": 514}
@@ -81,13 +43,7 @@ def test_declared_roles_name_every_matrix(name: str, monkeypatch: pytest.MonkeyP
     """On the meta device: shapes without weights. DeBERTaV3-base has 72 adapted matrices."""
     config, blocks, width, attention_heads, inner = SHAPES[name]
     sizes = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": attention_heads}
-    real = heads.random_model
-
-    def shapes_only(*args: Any) -> Any:
-        with torch.device("meta"):
-            return real(*args)
-
-    monkeypatch.setattr(heads, "random_model", shapes_only)
+    shapes_only(monkeypatch)
     body = dataclasses.replace(backbone(name), config=config | sizes | {"intermediate_size": inner})
     loaded = body.load(NOWHERE, outputs=2, head_seed=0)
     run = attached(loaded, method("lora", targets=["all"], rank=1))
@@ -97,6 +53,7 @@ def test_declared_roles_name_every_matrix(name: str, monkeypatch: pytest.MonkeyP
     expected = dict.fromkeys("qkvo", (width, width)) | {"up": (inner, width), "down": (width, inner)}
     seen = Counter((layer.role, layer.out_features, layer.in_features) for layer in run.adapters.values())
     assert seen == {(role, *shape): blocks for role, shape in expected.items()}
+    assert [layer.role for layer in run.adapters.values()] == ["q", "k", "v", "o", "up", "down"] * blocks
     ranked = sum(p.numel() for p in run.trainable_parameters()) - sum(p.numel() for p in run.head)
     assert ranked == blocks * (4 * 2 * width + 2 * (width + inner))
     if body.pooling == "native":  # the declared head is all that transformers adds to the body
@@ -145,6 +102,28 @@ def test_every_method_starts_from_the_same_head_and_the_same_answers(name: str) 
         torch.testing.assert_close(answer, answers[0], rtol=0, atol=1e-6)  # a reserve moves it by 1e-5 * 4e-4
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_heads_for_spans_and_choices(name: str) -> None:
+    """A span has two logits for every token, a choice one for every candidate; both heads are newly made."""
+    body = backbone(name)
+    inputs = body.tokenizer(NOWHERE)(["one two", "three"], ["four", ""], padding=True, return_tensors="pt")
+    tokens = tuple(inputs["input_ids"].shape)
+    for kind, outputs, shape in (("span", 2, (*tokens, 2)), ("choice", 1, (2, 1))):
+        loaded = body.load(NOWHERE, kind=kind, outputs=outputs, head_seed=0)
+        logits = loaded.model.eval()(**inputs)
+        assert logits.shape == shape
+        assert len(loaded.modules) == 12
+        grads = torch.autograd.grad(logits.square().sum(), loaded.head)
+        assert all(bool(g.any()) for g in grads)
+
+
+def test_a_text_task_on_an_encoder_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="kind text on a backbone of form encoder"):
+        backbone("tiny_bert").load(NOWHERE, kind="text", outputs=1, head_seed=0)
+    with pytest.raises(ValueError, match="kind classification on a backbone of form decoder"):
+        backbone("tiny_gpt2").load(NOWHERE, kind="classification", outputs=2, head_seed=0)
+
+
 def test_random_weights_leave_the_global_generator_alone() -> None:
     from transformers import AutoConfig, AutoModel
 
@@ -188,3 +167,24 @@ def test_a_role_that_the_backbone_lacks_is_refused() -> None:
     with pytest.raises(UserError, match="'gate'"):
         backbone("tiny_bert").check_targets(["q", "gate"])
     backbone("tiny_bert").check_targets(["all", "q"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"form": "causal"}, "backbone.form"),
+        ({"pooling": "none"}, "backbone.pooling"),
+        ({"roles": {"q": "encoder.layer.0.q"}}, "backbone.roles.q='encoder.layer.0.q'"),
+        ({"roles": {"q": []}}, "backbone.roles.q=\\[\\]"),
+        ({"layers": 0}, "backbone.layers=0"),
+        ({"dropout": 1.0}, "backbone.dropout=1.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(backbone("tiny_bert"), **changes)  # type: ignore[arg-type]
+
+
+def test_a_head_dropout_without_a_head_is_refused() -> None:
+    with pytest.raises(UserError, match="backbone.head_dropout=0.1 has no head to act on"):
+        dataclasses.replace(backbone("tiny_gpt2"), head_dropout=0.1)
