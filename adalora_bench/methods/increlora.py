@@ -36,7 +36,7 @@ class IncreLora(Method):
 
     target_rank: int
     ranks_per_growth: int
-    top_h: Phase  # modules per growth: a count, or a share such as "12%"
+    top_h: int | str  # modules per growth: a count, or a share such as "12%"
     interval: Phase  # nu
     growth_warmup: Phase
     beta1: float
@@ -155,7 +155,7 @@ class IncreLora(Method):
             "top_h": self.modules_per_growth(n),
         }
         if self._remaining(run) == 0:  # target_rank 1: nothing to grow
-            self._drop_reserves(run)
+            self._end_reserves(run)
 
     def before_forward(self, run: Run) -> None:
         scoring = self._remaining(run) > 0
@@ -179,7 +179,7 @@ class IncreLora(Method):
 
     def after_backward(self, run: Run) -> None:
         """Score (Eq. 5), smooth (Eq. 6, 7), rank (Eq. 8) and, when it is time, grow (Algorithm 1)."""
-        if self._remaining(run) == 0:
+        if self._remaining(run) <= 0:
             return
         self._score(run)
         state = run.scratch
@@ -218,28 +218,34 @@ class IncreLora(Method):
         state["sensitivity"] = smooth(state["sensitivity"], s, self.beta1)
         state["uncertainty"] = uncertainty(state["uncertainty"], s, state["sensitivity"], self.beta2)
 
-    def _grow(self, run: Run, scores: Tensor) -> None:
+    def _choose(self, scores: list[float], run: Run) -> dict[int, int]:
+        """Index of a module -> ranks that it gains in this event."""
         from adalora_bench.lowrank.allocate import grow_top
 
+        h, ranks = run.scratch["top_h"], self.ranks_per_growth
+        return grow_top(scores, modules=h, ranks=ranks, remaining=self._remaining(run))
+
+    def _reserves_stay(self) -> bool:
+        """Whether reserves are kept when the target is met."""
+        return False
+
+    def _grow(self, run: Run, scores: Tensor) -> None:
         layers = list(run.adapters.items())
-        remaining = self._remaining(run)
-        gained = grow_top(
-            scores.tolist(), modules=run.scratch["top_h"], ranks=self.ranks_per_growth, remaining=remaining
-        )
-        last = sum(gained.values()) == remaining
+        gained = self._choose(scores.tolist(), run)
+        last = sum(gained.values()) >= self._remaining(run)
         born: list[nn.Parameter] = []
         for k in sorted(gained):
             name, layer = layers[k]
             before = layer.rank
             born += self._activate(layer, ranks=gained[k])
-            if not last:
+            if not last or self._reserves_stay():
                 fresh = layer.append(self._new_block(layer, run, ranks=self.ranks_per_growth, reserve=True))
                 born += [p for p in (fresh.a, fresh.b) if p.requires_grad]
             self._set_scale(layer)
             run.event("grow", name, before, layer.rank)
         run.add_params(born, lr=self.lr, restart_warmup=self.restart_warmup, name=f"grown at step {run.step}")
         if last:
-            self._drop_reserves(run)
+            self._end_reserves(run)
 
     def _activate(self, layer: LowRankLinear, *, ranks: int) -> list[nn.Parameter]:
         """The newest reserve starts to count; ranks beyond `ranks` are dead. Returns what begins to train."""
@@ -253,7 +259,7 @@ class IncreLora(Method):
             p.requires_grad_(True)
         return [block.gate, *sleeping]
 
-    def _drop_reserves(self, run: Run) -> None:
+    def _end_reserves(self, run: Run) -> None:
         """At the final total nothing is scored any more, and the reserves leave model and optimizer."""
         for layer in run.adapters.values():
             layer.want_delta_grad, layer.delta_grad = False, None

@@ -16,7 +16,7 @@ from adalora_bench import prepare
 from adalora_bench.backbones import Backbone
 from adalora_bench.compose import compose_cells, conf_dir, options
 from adalora_bench.config import Cell, ScaleConfig, TrainConfig, build, scale_config, train_config
-from adalora_bench.data.tasks import Task
+from adalora_bench.data.tasks import TEXT_SETTINGS, Task
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Method
 
@@ -56,7 +56,7 @@ def test_everything_is_found() -> None:
     )
     assert len(RECIPES) >= 16
     stray = {path.parent.relative_to(CONF).parts[0] for path in CONF.rglob("*.yaml") if path.parent != CONF}
-    assert stray == {*GROUPS, "pair", "recipe"}
+    assert stray <= {*GROUPS, "pair", "recipe", "table", "claim", "figure"}
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
@@ -78,7 +78,32 @@ def test_every_task_names_a_backbone_for_every_scale(task: str, scale: str) -> N
     assert cell.config["task"]["backbone_for"][scale] == cell.names["backbone"]
 
 
+def _checked_recipes() -> list[Path]:
+    """All that say something of their own; of those that only inherit, one per backbone and method."""
+    own, heirs = [], {}
+    for recipe in RECIPES:
+        if set(yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())) - {"defaults"}:
+            own.append(recipe)
+        else:
+            heirs[recipe.parts[0], recipe.parts[2]] = recipe
+    return own + list(heirs.values())
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_every_recipe_is_for_names_that_exist_and_inherits_from_its_own_backbone(recipe: Path) -> None:
+    backbone, task, method = recipe.parts
+    assert backbone in options("backbone")
+    assert task in options("task")
+    assert method in options("method")
+    text = yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())
+    for entry in text.get("defaults", []):
+        if entry != "_self_":
+            _, group, owner, _, _ = entry.split("/")
+            assert (group, owner) == ("recipe", backbone)
+            assert (CONF / f"{entry.lstrip('/')}.yaml").is_file()
+
+
+@pytest.mark.parametrize("recipe", _checked_recipes(), ids=str)
 def test_every_recipe_composes_builds_and_can_be_run(recipe: Path) -> None:
     backbone, task, method = recipe.parts
     cell = cell_of(method=method, task=task, backbone=backbone, scale=_scale_for(backbone))
@@ -95,13 +120,14 @@ def test_every_recipe_composes_builds_and_can_be_run(recipe: Path) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_every_pair_composes_and_builds(pair: Path) -> None:
     backbone, task = pair.parts
-    given = _plain(CONF / "pair" / f"{pair}.yaml")
-    cell = cell_of(method="lora", task=task, backbone=backbone, scale=_scale_for(backbone))
+    given = dict(_leaves(_plain(CONF / "pair" / f"{pair}.yaml")))
+    # a recipe may say otherwise than its pair
+    without = next(m for m in options("method") if not (CONF / "recipe" / pair / f"{m}.yaml").exists())
+    cell = cell_of(method=without, task=task, backbone=backbone, scale=_scale_for(backbone))
     built(cell)
     assert set(cell.config) == TOP
-    for group, values in given.items():
-        for name, value in values.items():
-            assert cell.config[group][name] == value, f"{group}.{name} of the pair does not arrive"
+    arrived = dict(_leaves(cell.config))
+    assert {name: arrived.get(name) for name in given} == given
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
@@ -164,7 +190,8 @@ def test_no_value_stands_twice(path: Path) -> None:
         assert not repeated, f"{path} repeats {sorted(repeated)} of {entry}"
     if path.parent.name == "task":
         for field in fields(Task):
-            if field.name in text and field.default is not MISSING:
+            # what generative backbones read stands in the file, for the command line can change only what stands there
+            if field.name in text and field.name not in TEXT_SETTINGS and field.default is not MISSING:
                 assert text[field.name] != field.default, f"{path}: {field.name} is the default"
 
 

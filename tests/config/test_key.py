@@ -70,12 +70,26 @@ KEEP = (
     "checkpoint_minutes=1",
     "train.log_every=3",
     "task.description=other",
+    "task.prompt=other",
+    "task.answer=other",
+    "task.answer_words.entailment=other",
+    "task.answer_by=likelihood",
+    "task.cut=sentence2",
+    "task.generation.beams=2",
     "backbone.description=other",
     "backbone.caveat=other",
     "recipe.source=other",
     "task.source.revision=other",
     "backbone.source.wheel.folder=other",
 )
+
+
+# Of an encoder, which reads no prompt; form follows from the architecture.
+AND_THESE = {
+    "task": {"backbone_for", "official_rows"},
+    "backbone": {"form", "load_in_4bit"},
+    "train": {"early_stop"},  # null; test_selection has the other case
+}
 
 
 def cell_of(*more: str) -> Cell:
@@ -156,6 +170,25 @@ def test_the_order_of_settings_does_not_matter(base: Cell) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "override", [text for text in KEEP if text.startswith("task.") and "cut" not in text]
+)
+def test_prompts_and_decoding_are_part_of_the_key_of_a_generative_backbone(override: str) -> None:
+    names = ("method=lora", "task=rte", "backbone=tiny_gpt2", "scale=smoke")
+    base, other = _composed(names), _composed((*names, override))
+    same = override.startswith(("task.description", "task.source"))
+    assert (keys(base) == keys(other)) is same
+
+
+def test_four_bit_weights_are_part_of_the_key_where_there_are_any(base: Cell) -> None:
+    other = edited(base, ("backbone", "load_in_4bit"), True)
+    assert keys(other)[1] != keys(base)[1]
+    older = copy.deepcopy(base.config)
+    for name in ("form", "load_in_4bit"):
+        del older["backbone"][name]
+    assert settings_of(older) == settings_of(base.config)
+
+
 def test_a_setting_typed_with_its_own_value_keeps_the_key(base: Cell) -> None:
     value = base.config["method"]["alpha"]
     assert keys(cell_of(f"method.alpha={value}")) == keys(base)
@@ -168,7 +201,7 @@ def test_every_setting_is_either_part_of_the_key_or_listed_here(base: Cell) -> N
     for group in ("task", "backbone", "train", "method", "scale"):
         left_out = set(base.config[group]) - set(settings_of(base.config)[group])
         named = {text.split("=")[0].split(".")[1] for text in KEEP if text.startswith(f"{group}.")}
-        assert left_out == named | ({"backbone_for", "official_rows"} if group == "task" else set())
+        assert left_out == named | AND_THESE.get(group, set())
 
 
 def test_keys_are_64_hexadecimal_digits(base: Cell) -> None:

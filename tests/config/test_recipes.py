@@ -102,7 +102,9 @@ def growth_events(total_steps: int, own: Own, interval: int, warmup: int, target
 
 def test_every_task_has_a_pair_and_both_recipes() -> None:
     found = {
-        path.relative_to(CONF).as_posix() for path in (CONF / "recipe" / BACKBONE).rglob("increlora*.yaml")
+        path.relative_to(CONF).as_posix()
+        for method in METHODS.values()
+        for path in (CONF / "recipe" / BACKBONE).rglob(f"{method}.yaml")
     }
     assert found == {f"recipe/{BACKBONE}/{task}/{METHODS[rank]}.yaml" for task, rank in CASES}
     assert {task for task, _ in CASES} == set(SHARED)
