@@ -114,7 +114,7 @@ class DeltaLora(Method):
         """W += lambda * s * (AB_{t+1} - AB_t), Eq. 6: one product of rank 2r, in place, no dense temporary."""
         import torch
 
-        from adalora_bench.lowrank.function import product_step
+        from adalora_bench.lowrank.function import accumulate, product_step
 
         before = run.scratch.pop("before", None)
         if before is None:
@@ -123,7 +123,7 @@ class DeltaLora(Method):
             for name, layer in run.adapters.items():
                 (a0, b0), now = before[name], layer.factors()
                 a, b = product_step(a0, b0, now.a, now.b)
-                layer.weight.addmm_(b.T, a, alpha=self.ratio * layer.scale)
+                accumulate(layer.weight, b.T, a, self.ratio * layer.scale)
         run.scratch["updates"] += 1
 
     def check(self, run: Run) -> None:
@@ -141,16 +141,17 @@ class DeltaLora(Method):
             (factors.b.T @ factors.a != layer.get_buffer("start_b").T @ layer.get_buffer("start_a")).any()
         )
 
-    def total_update(self, layer: LowRankLinear, run: Run) -> Factors:
+    def total_update(self, layer: LowRankLinear) -> Factors:
         """W_T + s AB_T - W_0 as b^T diag(gate) a: a (2r, in), b (2r, out), scale 1. Exact at every step of training."""
         import torch
 
         from adalora_bench.lowrank.adapter import Factors
 
-        now = layer.factors()
-        ratio = self.ratio if run.scratch["updates"] else 0.0
+        now, start_a = layer.factors(), layer.get_buffer("start_a")
+        # A is random: while the buffer is 0, W has not begun to move
+        ratio = self.ratio if bool(start_a.any()) else 0.0
         return Factors(
-            torch.cat([now.a, layer.get_buffer("start_a")]),
+            torch.cat([now.a, start_a]),
             torch.cat([now.b, layer.get_buffer("start_b")]),
             layer.scale * torch.cat([(1 + ratio) * now.gate, -ratio * now.gate]),
         )

@@ -1,0 +1,174 @@
+"""A trained model again, from its record and its adapter file: the parts of a unit, built anew and filled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adalora_bench import forms, prepare
+from adalora_bench.backbones import Backbone, Loaded
+from adalora_bench.config import Cell, build, scale_config, train_config
+from adalora_bench.data.sources import Found
+from adalora_bench.data.tasks import Task
+from adalora_bench.errors import UserError
+from adalora_bench.forms.base import Example, Form
+from adalora_bench.lowrank.plain import Pair, plain_lora
+from adalora_bench.methods.base import Method
+from adalora_bench.train import checkpoint
+from adalora_bench.train.evaluate import Predictions, predict
+from adalora_bench.train.seeds import derive, generator
+from adalora_bench.train.state import OptimizerSettings, Run
+
+CPU = torch.device("cpu")
+TEXTS = 2
+"""So many answers of a generative backbone are compared: each costs as many passes as it has tokens."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model of one unit after its training, on the CPU and in evaluation mode.
+
+    Args:
+        run: holds the model and its adapters; it cannot be trained on.
+        tensors: of the adapter file.
+    """
+
+    cell: Cell
+    task: Task
+    backbone: Backbone
+    method: Method
+    form: Form
+    found: dict[str, Found]
+    run: Run
+    tensors: dict[str, Tensor]
+
+    def pairs(self) -> dict[str, Pair]:
+        """Adapted layer -> (A', B') with dW = B' A' against the original weights. Layers of rank 0 are left out."""
+        pairs = {
+            name: plain_lora(self.method.total_update(layer)) for name, layer in self.run.adapters.items()
+        }
+        return {name: (a, b) for name, (a, b) in pairs.items() if len(a)}
+
+    def trained_beside_adapters(self) -> list[str]:
+        """Names of the parameters outside the adapted layers that the training moved: the head, and LayerNorms."""
+        inside = tuple(f"{name}." for name in self.run.adapters)
+        return [
+            name
+            for name, _ in self.run.model.named_parameters()
+            if name in self.tensors and not name.startswith(inside)
+        ]
+
+    def head(self) -> dict[str, Tensor]:
+        """State of the task's head, by the names that it has in the model."""
+        wanted = {id(p) for p in self.run.head}
+        return {name: p.detach() for name, p in self.run.model.named_parameters() if id(p) in wanted}
+
+    def probe(self, rows: int) -> Probe:
+        """The first report rows, encoded."""
+        report = prepare.rows_of(self.cell, self.found[self.cell.names["task"]]).report
+        suffix = next(iter(report))
+        chosen = report[suffix][:rows]
+        return Probe(
+            suffix=suffix,
+            form=self.form,
+            learned=self.form.encode(chosen, train=True),
+            asked=self.form.encode(chosen[:TEXTS] if self.form.kind == "text" else chosen, train=False),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A few report rows; `suffix` is that of their set in predictions.jsonl.gz.
+
+    Args:
+        learned: all of the rows, encoded for training.
+        asked: the same (of texts fewer), encoded for answering.
+    """
+
+    suffix: str
+    form: Form
+    learned: list[Example]
+    asked: list[Example]
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module) -> Tensor:
+        """All logits of these rows, in evaluation mode."""
+        batch = self.form.collate(self.learned, range(len(self.learned)))
+        logits: Tensor = model.eval()(**batch.inputs)
+        return logits
+
+    def predictions(self, model: nn.Module, precision: str) -> Predictions:
+        """What a training would record for these rows."""
+        return predict(self.form, model, self.asked, device=CPU, precision=precision)
+
+
+def form_of(cell: Cell, found: dict[str, Found]) -> Form:
+    """How the cell puts its task before its backbone."""
+    task: Task = build(cell.config["task"], "task")
+    backbone: Backbone = build(cell.config["backbone"], "backbone")
+    tokenizer = backbone.tokenizer(found[cell.names["backbone"]])
+    return forms.make(task, backbone, tokenizer, cap=scale_config(cell).max_length)
+
+
+def load_backbone(cell: Cell, found: dict[str, Found], seed: int) -> Loaded:
+    """The untrained model of a unit, on the CPU."""
+    backbone: Backbone = build(cell.config["backbone"], "backbone")
+    form = form_of(cell, found)
+    here = found[cell.names["backbone"]]
+    return backbone.load(here, kind=form.kind, outputs=form.outputs, head_seed=derive(seed, "head"))
+
+
+def rebuild(cell: Cell, record: dict[str, Any], file: Path, found: dict[str, Found]) -> Trained:
+    """The model as it was when its record was written.
+
+    Args:
+        cell: of the record, with the sources of this machine.
+        file: its adapter.safetensors.
+        found: the assets of the cell, by name.
+
+    Raises:
+        UserError: the file is damaged, or does not fit what the record's settings build.
+    """
+    method: Method = build(cell.config["method"], "method")
+    loaded = load_backbone(cell, found, record["seed"])
+    train = train_config(cell)
+    _, per_epoch = train.step_counts(record["rows"]["train"], None)
+    run = Run(
+        loaded.model,
+        loaded.modules,
+        total_steps=record["total_steps"],
+        steps_per_epoch=per_epoch,
+        settings=OptimizerSettings(),
+        generator=generator(record["seed"], "method"),
+        head=loaded.head,
+    )
+    method.attach(run)
+    frozen = checkpoint.frozen_base_names(run, moves_base=method.moves_base)
+    try:
+        tensors = load_file(file)
+        with safe_open(file, "pt") as opened:
+            scales: dict[str, float] = json.loads((opened.metadata() or {})["scales"])
+        checkpoint.put_weights(run, checkpoint.structures_in(tensors, scales), tensors, frozen=frozen)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".:")
+        raise UserError(
+            f"{file} does not fit the model of its record ({reason}); train the unit again."
+        ) from error
+    run.model.eval()
+    return Trained(
+        cell=cell,
+        task=build(cell.config["task"], "task"),
+        backbone=build(cell.config["backbone"], "backbone"),
+        method=method,
+        form=form_of(cell, found),
+        found=found,
+        run=run,
+        tensors=tensors,
+    )
