@@ -1,15 +1,30 @@
-"""bench: run | fetch | tables | ls. Thin: parses, asks the other modules, prints. Imports the heavy ones late."""
+"""bench: run | plan | fetch | tables | claims | figures | report | export | show | ls. Thin; imports late."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adalora_bench.compose import CONF_VARIABLE
 from adalora_bench.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
+from adalora_bench.reading import (
+    claims_command,
+    console,
+    export_command,
+    figures_command,
+    ls_command,
+    print_cells,
+    refresh_papers,
+    refresh_tables,
+    report_command,
+    show_command,
+    tables_command,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,11 +33,16 @@ if TYPE_CHECKING:
     from adalora_bench.units import Summary
 
 OVERRIDES_HELP = "settings as name=value: method=increlora task=rte method.target_rank=4 'seeds=[0,1]'"
+EXPORT_HELP = """settings:
+  form=peft      a LoRA adapter for peft (default); form=merged: a transformers checkpoint
+  to=FOLDER      a new folder; without it, the form's name beside the record
+  data_dir=, offline=, task.source.local=, backbone.source.local=   where the assets are, as for a run
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `bench` command. Returns the exit code (errors.py)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_with_own_settings(sys.argv[1:] if argv is None else list(argv)))
     try:
         code: int = arguments.command(arguments)
         return code
@@ -32,6 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("bench: interrupted; nothing was lost.\n")
         return EXIT_INTERRUPTED
+
+
+def _with_own_settings(argv: list[str]) -> list[str]:
+    """The arguments without --config-dir FOLDER, which is put where compose.py and the workers look for it.
+
+    Taken off before the others are parsed, because the lists of --help depend on it.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config-dir", action="append", default=[])
+    own, rest = first.parse_known_args(argv)
+    if own.config_dir:
+        os.environ[CONF_VARIABLE] = os.pathsep.join(own.config_dir)
+    return rest
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,8 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     run = add(
         "run", run_command, "train cells (method x task x backbone) under their seeds", epilog=_groups()
     )
-    run.add_argument("-m", "--multirun", action="store_true", help="run every combination of task=rte,mrpc")
-    run.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help=OVERRIDES_HELP)
+    planning = add("plan", plan_command, "what a run would do, and how long it would take", epilog=_groups())
+    for one in (run, planning):
+        one.add_argument("-m", "--multirun", action="store_true", help="every combination of task=rte,mrpc")
+        one.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help=OVERRIDES_HELP)
     fetch = add("fetch", fetch_command, "bring the data and weights that a run needs", epilog=_groups())
     fetch.add_argument(
         "overrides", nargs="*", metavar="NAME=VALUE", help="task=rte, or all settings of a run"
@@ -63,8 +98,36 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument(
         "overrides", nargs="*", metavar="NAME=VALUE", help="results_dir=..., and task=... with --compare"
     )
-    listing = add("ls", ls_command, "list methods, tasks, backbones or scales with one line each")
-    listing.add_argument("group", choices=["methods", "tasks", "backbones", "scales"])
+    for name, command, text in (
+        ("claims", claims_command, "judge the papers' claims by the records: results/claims.md"),
+        ("figures", figures_command, "draw every figure that the records allow: results/figures"),
+        (
+            "report",
+            report_command,
+            "write results/report.html: tables, figures, claims and cells on one page",
+        ),
+    ):
+        add(name, command, text).add_argument(
+            "overrides", nargs="*", metavar="NAME=VALUE", help="results_dir=..."
+        )
+    exporting = add(
+        "export",
+        export_command,
+        "a recorded model as a PEFT adapter or a merged checkpoint",
+        epilog=EXPORT_HELP,
+    )
+    exporting.add_argument("record", metavar="RECORD", help="the record.json of a unit, or its folder")
+    exporting.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="to=FOLDER form=peft")
+    showing = add(
+        "show", show_command, "the resolved settings of a task or cell, and one example as a model sees it"
+    )
+    showing.add_argument(
+        "overrides", nargs="+", metavar="NAME=VALUE", help="task=rte, or all settings of a run"
+    )
+    listing = add(
+        "ls", ls_command, "list methods, tasks, backbones, scales, tables or metrics, one line each"
+    )
+    listing.add_argument("group", choices=["methods", "tasks", "backbones", "scales", "tables", "metrics"])
     return parser
 
 
@@ -90,18 +153,17 @@ def _groups() -> str:
 def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
     from adalora_bench import prepare
-    from adalora_bench.compose import compose_cells
     from adalora_bench.records import RecordStore
-    from adalora_bench.units import Unit
+    from adalora_bench.units import Unit, count, summary_lines
 
-    console = _console()
-    cells = compose_cells(arguments.overrides, multirun=arguments.multirun)
+    out = console()
+    cells = _cells(arguments, out)
     common = cells[0].config
     places = prepare.places_of(common)
     present = prepare.look(cells, places)
     for cell in cells:
         prepare.check_late_failures(cell, present)
-    _say_scale(cells, arguments.overrides, console)
+    _say_scale(cells, arguments.overrides, out)
     found = prepare.assets(cells, places)
     if found.keys() - present.keys():  # what was not there before may have other row counts than official
         for cell in cells:
@@ -114,15 +176,55 @@ def run_command(arguments: argparse.Namespace) -> int:
     units = [Unit(cell, seed) for cell in cells for seed in cell.seeds]
     skipped = [] if common["force"] else [unit for unit in units if store.is_done(unit.cell, unit.seed)]
     if skipped:
-        console.print(
-            f"skipped: {_count(len(skipped), 'unit')} already recorded (force=true runs them again)"
-        )
+        out.print(f"skipped: {count(len(skipped), 'unit')} already recorded (force=true runs them again)")
     todo = [unit for unit in units if unit not in skipped]
     summary = _train(todo, skipped, common, results)
-    _refresh_tables(results, cells, console)
-    _print_cells(results, cells, console)
-    _print_summary(summary, console, forced=common["force"])
+    refresh_tables(results, cells, out)
+    tables = [
+        name for text in arguments.overrides if text.startswith("table=") for name in text[6:].split(",")
+    ]
+    if tables:
+        refresh_papers(results, tables, out)
+    print_cells(results, cells, out)
+    for line in summary_lines(summary, forced=common["force"]):
+        out.print(line, soft_wrap=True)
     return summary.exit_code
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    """Which units are done, missing, stale or failed, the phases of each method, hours and GiB by past records."""
+    from adalora_bench import plan, prepare
+    from adalora_bench.records import RecordStore
+
+    out = console()
+    cells = _cells(arguments, out)
+    common = cells[0].config
+    found = prepare.look(cells, prepare.places_of(common))
+    facts = []
+    for number, cell in enumerate(cells):
+        prepare.check_late_failures(cell, found)
+        facts.append(prepare.facts_of(cell, found))
+        if {cell.names["task"], cell.names["backbone"]} <= found.keys():
+            (cells[number],) = prepare.keyed([cell], found)
+    _say_scale(cells, arguments.overrides, out)
+    records = RecordStore(Path(common["results_dir"]) / "runs").scan(light=True).records
+    for line in plan.plan_lines(plan.plan(cells, facts, records), jobs=common["jobs"] or os.cpu_count() or 1):
+        out.print(line, soft_wrap=True)
+    return EXIT_OK
+
+
+def _cells(arguments: argparse.Namespace, out: Console) -> list[Cell]:
+    """The cells of a command; only a table=NAME needs the tables' module."""
+    from adalora_bench.compose import compose_cells
+
+    if not any(text.startswith("table=") for text in arguments.overrides):
+        return compose_cells(arguments.overrides, multirun=arguments.multirun)
+    from adalora_bench.plan import cells_of
+
+    cells, left_out = cells_of(arguments.overrides, multirun=arguments.multirun)
+    for sentence in left_out:
+        out.print(sentence, soft_wrap=True)
+    return cells
 
 
 def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results: Path) -> Summary:
@@ -145,100 +247,12 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
     )
 
 
-def _say_scale(cells: list[Cell], overrides: Sequence[str], console: Console) -> None:
+def _say_scale(cells: list[Cell], overrides: Sequence[str], out: Console) -> None:
     if not any(text.startswith("scale=") for text in overrides):
         scale = cells[0].names["scale"]
         why = "an accelerator was found" if scale == "paper" else "no accelerator was found"
         backbones = ", ".join(dict.fromkeys(cell.names["backbone"] for cell in cells))
-        console.print(
-            f"scale={scale} (backbone {backbones}), because {why}; scale=paper, cpu or smoke chooses."
-        )
-
-
-def _print_summary(summary: Summary, console: Console, *, forced: bool) -> None:
-    from adalora_bench.units import rerun_command
-
-    parts = [f"{len(summary.done)} done", f"{len(summary.skipped)} skipped", f"{len(summary.failed)} failed"]
-    for name in ("held", "left"):
-        if getattr(summary, name):
-            parts.append(f"{len(getattr(summary, name))} {name}")
-    console.print("units: " + ", ".join(parts))
-    for failure in summary.failed:
-        console.print(f"failed: {failure.unit.name}: {failure.cause}", soft_wrap=True)
-        if failure.error_log:
-            console.print(f"  log:   {failure.error_log}", soft_wrap=True)
-        console.print(f"  again: {rerun_command(failure.unit)}", soft_wrap=True)
-    for unit in summary.held:
-        console.print(f"held: {unit.name} is being trained by another process", soft_wrap=True)
-    if summary.interrupted is not None:
-        again = " without force=true" if forced else ""
-        console.print(
-            f"interrupted: {_count(len(summary.left), 'unit')} left, each saved where it was; what was finished is "
-            f"kept. The same command{again} goes on from here.",
-            soft_wrap=True,
-        )
-
-
-# -- tables ----------------------------------------------------------------------------------------------------
-
-
-def tables_command(arguments: argparse.Namespace) -> int:
-    """Every table from the records; with --compare, the cells on the terminal as well."""
-    chosen = _plain(arguments.overrides, {"results_dir", "task", "method", "backbone", "scale"})
-    results = Path(chosen.pop("results_dir", "results"))
-    if chosen and not arguments.compare:
-        raise UserError(
-            f"{next(iter(chosen))}= chooses what --compare prints; without it every table is written."
-        )
-    console = _console()
-    _refresh_tables(results, None, console)
-    if arguments.compare or not (results / "runs").is_dir():
-        _print_cells(results, None, console, chosen)
-    return EXIT_OK
-
-
-def _refresh_tables(results: Path, cells: list[Cell] | None, console: Console) -> None:
-    """Write the tables that these cells touch (None: all)."""
-    from adalora_bench.report.cells import Group
-    from adalora_bench.report.tables import refresh, table_name
-
-    only = (
-        None
-        if cells is None
-        else {
-            table_name(
-                Group(scale=cell.names["scale"], backbone=cell.names["backbone"], split=cell.config["split"])
-            )
-            for cell in cells
-        }
-    )
-    for path in refresh(results / "runs", results / "tables", only):
-        console.print(f"wrote {path}", soft_wrap=True)
-
-
-def _print_cells(
-    results: Path, cells: list[Cell] | None, console: Console, chosen: dict[str, str] | None = None
-) -> None:
-    """A small table on the terminal: median, range and n of each cell beside the majority class."""
-    from adalora_bench.records import RecordStore
-    from adalora_bench.report.cells import cell_summary
-    from adalora_bench.report.terminal import cells_table
-
-    keys = None if cells is None else {cell.key for cell in cells}
-    wanted = chosen or {}
-    records = [
-        record
-        for record in RecordStore(results / "runs").scan(light=True).records
-        if (keys is None or record["key"] in keys)
-        and all(record["names"][group] == name for group, name in wanted.items())
-    ]
-    if records:
-        console.print(cells_table(cell_summary(records)))
-    elif cells is None:
-        console.print(f"no records in {results}; `bench run method=lora task=film_reviews` makes some.")
-
-
-# -- fetch, ls -------------------------------------------------------------------------------------------------
+        out.print(f"scale={scale} (backbone {backbones}), because {why}; scale=paper, cpu or smoke chooses.")
 
 
 def fetch_command(arguments: argparse.Namespace) -> int:
@@ -246,7 +260,7 @@ def fetch_command(arguments: argparse.Namespace) -> int:
     from adalora_bench import prepare
     from adalora_bench.compose import compose_cells
 
-    console = _console()
+    out = console()
     named = {text.split("=", 1)[0] for text in arguments.overrides}
     if not named & {"task", "backbone"}:
         raise UserError("nothing to fetch; name a task or a backbone, for example bench fetch task=rte,mrpc.")
@@ -254,53 +268,10 @@ def fetch_command(arguments: argparse.Namespace) -> int:
     rest = [text for name, text in (("method", "method=lora"), ("task", "task=toy")) if name not in named]
     overrides = [*arguments.overrides, *rest]
     cells = compose_cells(overrides, multirun=True)
-    _say_scale(cells, overrides, console)
+    _say_scale(cells, overrides, out)
     for name, found in prepare.assets(cells, prepare.places_of(cells[0].config)).items():
-        console.print(f"{name}: {found.served_by}, {found.detail}", soft_wrap=True)
+        out.print(f"{name}: {found.served_by}, {found.detail}", soft_wrap=True)
     return EXIT_OK
-
-
-def ls_command(arguments: argparse.Namespace) -> int:
-    """One line for each option of a group: its description, or the first comment of its file."""
-    from rich.table import Table
-
-    from adalora_bench.compose import describe, options
-
-    group = arguments.group.removesuffix("s")
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name in options(group):
-        table.add_row(name, describe(group, name))
-    _console().print(table)
-    return EXIT_OK
-
-
-# -- small things ----------------------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    """Standard output: coloured on a terminal, plain and 120 wide elsewhere."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
-
-
-def _plain(overrides: Sequence[str], valid: set[str]) -> dict[str, str]:
-    """name=value pairs of a command that composes nothing."""
-    from adalora_bench.errors import unknown
-
-    chosen = {}
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"cannot read {text!r}; settings are written name=value, for example task=rte.")
-        if name not in valid:
-            raise UserError(unknown("setting", name, valid))
-        chosen[name] = value
-    return chosen
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from typing import Any
 from adalora_bench.config import GROUPS, STEERING, Cell, Steering, typed
 from adalora_bench.errors import UserError, unknown
 
+CONF_VARIABLE = "ADALORA_BENCH_CONF"
+
 
 def conf_dir() -> Path:
     """The folder of the YAML files: beside the package in a checkout, inside it in a wheel."""
@@ -23,9 +25,28 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
+def conf_dirs() -> list[Path]:
+    """`conf_dir`, then the user's own folders, laid out alike: those that ADALORA_BENCH_CONF names.
+
+    UserError: a folder that is not there.
+    """
+    named = [part for part in os.environ.get(CONF_VARIABLE, "").split(os.pathsep) if part]
+    folders = [Path(part).expanduser().resolve() for part in named]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}, a folder of settings (--config-dir, {CONF_VARIABLE}), is not there.")
+    return [conf_dir(), *folders]
+
+
 def options(group: str) -> list[str]:
     """Names of a config group, sorted."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return sorted({path.stem for folder in conf_dirs() for path in (folder / group).glob("*.yaml")})
+
+
+def option_file(group: str, name: str) -> Path:
+    """The file of an option; the package's own wins, as in Hydra's search path."""
+    paths = [folder / group / f"{name}.yaml" for folder in conf_dirs()]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def compose_cells(overrides: Sequence[str], *, multirun: bool = False) -> list[Cell]:
@@ -97,6 +118,10 @@ def _compose(overrides: list[str]) -> Cell:
     groups = [f"{group}={names[group]}" for group in GROUPS]
     config = _hydra(groups, values)
     config |= _steering(config)
+    if config["method"].get("pattern_from"):
+        from adalora_bench.pattern import resolve
+
+        config["method"] |= resolve(config)
     seeds = _seeds(config["seeds"])
     shown = sorted(text for text in values if text.split("=", 1)[0] not in STEERING)
     return Cell(names=names, config=config, overrides=tuple(shown), seeds=seeds)
@@ -119,7 +144,7 @@ def method_settings(name: str, changes: Mapping[str, Any], **train: Any) -> dict
     if name not in options("method"):
         raise UserError(unknown("method", name, options("method")))
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        node = compose(f"method/{name}").method
+        node = compose(f"method/{name}", _search_path()).method
     for key in changes:
         if key not in node:
             raise UserError(
@@ -140,7 +165,7 @@ def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
 
     def run(overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("run", overrides)
+            return compose("run", [*overrides, *_search_path()])
 
     try:
         config = run([*groups, *values])
@@ -160,6 +185,12 @@ def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
         raise UserError(f"{error.full_key} does not resolve: {str(error).splitlines()[0]}.") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _search_path() -> list[str]:
+    """The user's own folders, as Hydra wants to be told of them."""
+    folders = ", ".join(f"'file://{folder}'" for folder in conf_dirs()[1:])
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
 def _dotted(node: Any, prefix: str = "") -> list[str]:
@@ -198,7 +229,7 @@ def default_backbone(task: str, scale: str) -> str:
     """`backbone_for[scale]` of the task's YAML."""
     from omegaconf import OmegaConf
 
-    node = OmegaConf.load(conf_dir() / "task" / f"{task}.yaml")
+    node = OmegaConf.load(option_file("task", task))
     name = OmegaConf.select(node, f"backbone_for.{scale}")
     if name is None and "defaults" in node:  # a variant that inherits from another task
         parent = next(str(entry) for entry in node.defaults if entry != "_self_")
@@ -220,7 +251,7 @@ def describe(group: str, name: str) -> str:
     """One line on an option: its `description`, or the first comment of its file."""
     from omegaconf import OmegaConf
 
-    path = conf_dir() / group / f"{name}.yaml"
+    path = option_file(group, name)
     text = OmegaConf.select(OmegaConf.load(path), "description")
     return str(text) if text else path.read_text().splitlines()[0].lstrip("# ")
 

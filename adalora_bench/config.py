@@ -36,13 +36,32 @@ DESCRIPTIVE = {
         "description",
         "backbone_for",
         "official_rows",
+        "known_subsets",
     ),  # the rows themselves are fingerprinted
-    "backbone": ("source", "description", "caveat"),  # the weights have an identity of their own in the key
+    # the weights have an identity of their own in the key, and the form follows from the architecture
+    "backbone": ("source", "description", "caveat", "form"),
     "train": ("log_every",),
-    "method": (),
+    "method": ("pattern_from",),  # the ranks that it stands for are settings of their own
     "scale": (),
 }
 """Settings below a group that change no number of a unit."""
+
+
+@dataclass(kw_only=True)  # not frozen: OmegaConf could not fill in what is null by default
+class EarlyStop:
+    """End the training when nothing got better for a while.
+
+    Args:
+        patience: evaluations (train.eval_every) without a new best.
+        metric: a score of the task, or "loss"; null is the main metric. Of the dev rows where the split has some.
+    """
+
+    patience: int
+    metric: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"train.early_stop.patience={self.patience} must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +79,7 @@ class TrainConfig:
     eps: float
     max_grad_norm: float
     eval_every: Phase
+    early_stop: EarlyStop | None
     log_every: int
     train_rows: int | None
     report_rows: int | None
@@ -82,6 +102,8 @@ class TrainConfig:
         for name in ("weight_decay", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"train.{name}={getattr(self, name)} must not be negative.")
+        if self.early_stop is not None and self.eval_every in (0, "0"):
+            raise UserError("train.early_stop wants evaluations on the way, but train.eval_every is 0.")
         for name, valid in (("schedule", ("linear", "constant")), ("precision", ("fp32", "bf16"))):
             if getattr(self, name) not in valid:
                 raise UserError(unknown(f"value of train.{name}", getattr(self, name), valid))
@@ -246,10 +268,21 @@ def scale_config(cell: Cell) -> ScaleConfig:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that can change a number: no seeds, paths, steering or prose."""
+    """The part of a resolved config that can change a number: no seeds, paths, steering or prose.
+
+    Prompts and decoding are left out for an encoder, which reads none of them, and 4-bit weights where there are none:
+    so a task can be given a prompt without making a stranger of what an encoder has recorded.
+    """
+    from adalora_bench.data.tasks import TEXT_SETTINGS
+
     kept = {key: value for key, value in config.items() if key not in STEERING}
     for group, names in DESCRIPTIVE.items():
         kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+    if config["backbone"].get("form", "encoder") == "encoder":
+        kept["task"] = {key: value for key, value in kept["task"].items() if key not in TEXT_SETTINGS}
+    if not kept["backbone"].get("load_in_4bit", True):
+        del kept["backbone"]["load_in_4bit"]
+    kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) != ("early_stop", None)}
     return kept
 
 

@@ -66,6 +66,33 @@ class Summary:
         return EXIT_UNIT_FAILED if self.failed or self.held else EXIT_OK
 
 
+def summary_lines(summary: Summary, *, forced: bool) -> list[str]:
+    """How a command ended, for people: counts, and for each failed unit the cause, its log and the command for it."""
+    parts = [f"{len(summary.done)} done", f"{len(summary.skipped)} skipped", f"{len(summary.failed)} failed"]
+    for name in ("held", "left"):
+        if getattr(summary, name):
+            parts.append(f"{len(getattr(summary, name))} {name}")
+    lines = ["units: " + ", ".join(parts)]
+    for failure in summary.failed:
+        lines.append(f"failed: {failure.unit.name}: {failure.cause}")
+        if failure.error_log:
+            lines.append(f"  log:   {failure.error_log}")
+        lines.append(f"  again: {rerun_command(failure.unit)}")
+    lines += [f"held: {unit.name} is being trained by another process" for unit in summary.held]
+    if summary.interrupted is not None:
+        again = " without force=true" if forced else ""
+        lines.append(
+            f"interrupted: {count(len(summary.left), 'unit')} left, each saved where it was; what was finished is "
+            f"kept. The same command{again} goes on from here."
+        )
+    return lines
+
+
+def count(number: int, noun: str) -> str:
+    """Such as "1 unit" and "2 units"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def unit_folder(store_root: Path, unit: Unit) -> Path:
     """The unit's folder in the store; `store_root` is the results folder."""
     from adalora_bench.records import RecordStore

@@ -133,6 +133,14 @@ def arrange(records: Iterable[Record], selection: Selection = "last") -> Cells:
     return Cells(rows=rows, others=_sorted(others), stale=_sorted(stale))
 
 
+def arrange_seeds(records: Iterable[Record]) -> list[Record]:
+    """The seeds of one cell, in their order: of several keys the newest that has a result; stale ones are left out."""
+    fresh, _ = _split_stale(_by_key(records))
+    if not fresh:
+        return []
+    return max(fresh.values(), key=lambda seeds: (_has_result(seeds), _newest(seeds), seeds[0]["key"]))
+
+
 def _by_key(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Key -> its records in order of seed; of two records of one seed the newer."""
     newest: dict[tuple[str, int], Record] = {}

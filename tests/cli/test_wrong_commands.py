@@ -82,6 +82,28 @@ WRONG: list[tuple[str, list[str]]] = [
     (f"{INCRELORA} method.interval=100000", ["cannot reach its target", "method.top_h", "Train longer"]),
     (f"{INCRELORA} method.top_h=1000", ["method.top_h=1000", "36"]),
     (f"{INCRELORA} method.top_h=many", ["method.top_h='many'", "12%"]),
+    ("run method=increlora_authors task=rte method.top_h=37", ["method.top_h=37", "adapted modules, 36"]),
+    ("run method=increlora_authors task=rte method.selection=best", ["'best'", "Valid: threshold, top"]),
+    ("run method=increlora_retrain task=rte method.pattern_from=runs/x", ["'runs/x': there is no record"]),
+    ("run method=increlora_retrain task=rte method.ranks={a:1,b:-1}", ["gives b the rank -1"]),
+    ("run method=adalora task=rte method.target_rank=0", ["method.target_rank=0 must be at least 1"]),
+    (
+        "run method=adalora task=rte method.initial_warmup=60% method.final_phase=60%",
+        ["no step left to prune in", "60% (188 steps)", "312"],
+    ),
+    ("run method=adalora task=rte method.interval=1000", ["1000 steps", "has 312 steps"]),
+    (
+        "run method=aflora task=rte method.initial_warmup=60% method.final_phase=60%",
+        ["no step to freeze in", "is 188", "none of 312"],
+    ),
+    ("run method=aflora task=rte method.window=50", ["method.window=50", "at step 16", "5%"]),
+    (
+        "run method=delta_lora task=rte method.dropout=0.1",
+        ["method.dropout=0.1", "method.allow_dropout=true"],
+    ),
+    ("run method=delta_lora task=rte method.start=5ep", ["method.start=5ep is step 780", "has 312 steps"]),
+    ("run method=sora task=rte method.stages=[0.5,0.4]", ["must rise", "0.4 comes after 0.5"]),
+    ("run method=sora task=rte method.stages=[0.3]", ["above the first stage's lam=0.375", "0.3"]),
     # grammar
     ("run method=lora,full task=rte", ["'method=lora,full'", "bench run -m"]),
     ("run task=rte", ["no method given", "method=NAME", "increlora"]),
@@ -102,6 +124,9 @@ WRONG: list[tuple[str, list[str]]] = [
     ("fetch task=rtee", ["unknown task 'rtee'", "did you mean 'rte'?"]),
     ("tables foo", ["'foo'", "name=value"]),
     ("tables tas=rte", ["unknown setting 'tas'", "did you mean 'task'?"]),
+    ("export nowhere", ["no record in nowhere", "results/runs/TASK/BACKBONE/METHOD/KEY/SEED"]),
+    ("export nowhere form=pfet", ["unknown form 'pfet'", "did you mean 'peft'?"]),
+    ("export nowhere fom=peft", ["unknown setting 'fom'", "did you mean 'form'?"]),
 ]
 
 
@@ -142,7 +167,8 @@ def test_a_wrong_word_shows_the_usage(command: list[str], capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "run --help", "fetch --help", "tables --help", "ls tasks", "ls methods"]
+    "command",
+    ["--help", "run --help", "fetch --help", "tables --help", "export --help", "ls tasks", "ls methods"],
 )
 def test_help_and_lists(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with_torch = "torch" in sys.modules
@@ -170,6 +196,7 @@ def test_help_and_lists(command: str, capsys: pytest.CaptureFixture[str]) -> Non
         ("run method=lora task=rte method.rank=abc", 2),
         ("run method=lora task=rte scale=paper train.warmup=100000", 2),
         ("run method=lora task=rte", 3),
+        ("export nowhere", 2),
     ],
 )
 def test_light_commands_import_no_torch(words: str, code: int, elsewhere: Path) -> None:

@@ -1,0 +1,231 @@
+"""What a command would do: units done, missing, stale or failed, the phases of each method, and what it costs.
+
+Hours and GiB are expected from past records: seconds per step of the nearest cell that was run. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from adalora_bench.compose import compose_cells, conf_dir, options
+from adalora_bench.config import Cell, build
+from adalora_bench.errors import UserError, unknown
+from adalora_bench.methods.base import Facts, Method
+from adalora_bench.report.papers import Row, load_table
+from adalora_bench.report.statistics import median
+from adalora_bench.schema import DONE
+
+Record = Mapping[str, Any]
+
+STATES = ("done", "missing", "stale", "failed")
+# How near a past record is to a cell: the first level that has records is taken.
+LEVELS = (("task", "backbone", "method"), ("task", "backbone"), ("backbone", "method"), ("backbone",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """Seconds of one unit, GiB of its process, and which past records say so."""
+
+    seconds: float
+    gib: float | None
+    basis: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """One cell of a command.
+
+    Args:
+        units: state -> how many of its seeds.
+        facts: steps; None where the data is not on this machine and no official row count is known.
+        phases: lengths of the method in steps, by name of the setting.
+        expected: of one unit; None where nothing like it was ever run.
+    """
+
+    cell: Cell
+    units: dict[str, int]
+    facts: Facts | None
+    phases: dict[str, int]
+    expected: Expected | None
+
+    @property
+    def left(self) -> int:
+        """Units that a run would train."""
+        return sum(self.units.values()) - self.units.get("done", 0)
+
+
+def cells_of(overrides: Sequence[str], *, multirun: bool) -> tuple[list[Cell], list[str]]:
+    """The cells of a command, where `table=NAME` stands for all rows and columns of a paper's table.
+
+    With a table, method= and task= choose among its rows and columns; at paper scale the backbone is the table's.
+
+    Returns:
+        the cells, and a sentence for each row that cannot be run.
+    """
+    given = dict(text.partition("=")[::2] for text in overrides)
+    if "table" not in given:
+        return compose_cells(overrides, multirun=multirun), []
+    rest = [text for text in overrides if text.partition("=")[0] not in ("table", "method", "task")]
+    typed = {text.partition("=")[0] for text in rest}
+    cells: list[Cell] = []
+    left_out: dict[str, None] = {}  # in order, each sentence once
+    for name in given["table"].split(","):
+        for row, task, chosen in _places(name, given):
+            if row.method not in options("method"):
+                left_out[f"{name}: {row.label} is left out: there is no method {row.method}."] = None
+                continue
+            chosen = [text for text in chosen if text.partition("=")[0] not in typed]
+            try:
+                found = compose_cells([*chosen, *rest], multirun=multirun)
+            except UserError as error:
+                left_out[f"{name}: {row.label} on {task} is left out: {error}"] = None
+                continue
+            cells += [cell for cell in found if cell not in cells]
+    if not cells:
+        raise UserError("no cell of this table can be run: " + " ".join(left_out))
+    return cells, list(left_out)
+
+
+def _places(name: str, given: Mapping[str, str]) -> Iterable[tuple[Row, str, list[str]]]:
+    """Every wanted (row, task) of a table with the overrides that stand for it."""
+    table = load_table(conf_dir() / "table", name)
+    wanted: dict[str, list[str]] = {}
+    for axis, known in (("method", [row.method for row in table.rows]), ("task", table.tasks)):
+        wanted[axis] = given[axis].split(",") if axis in given else list(known)
+        for value in wanted[axis]:
+            if value not in known:
+                raise UserError(unknown(f"{axis} of table {name}", value, set(known)))
+    at_paper = given.get("scale") == "paper" and "backbone" not in given
+    for row in table.rows:
+        for task in table.tasks:
+            if row.method in wanted["method"] and task in wanted["task"]:
+                chosen = [f"method={row.method}", f"task={task}"]
+                chosen += [f"split={table.split}"] if table.split != "validation" else []
+                chosen += [f"backbone={table.backbone}"] if at_paper else []
+                yield row, task, [*chosen, *(f"{key}={_override(value)}" for key, value in row.set.items())]
+
+
+def _override(value: Any) -> str:
+    """A value of YAML in the grammar of the command line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(_override(one) for one in value) + "]"
+    return str(value)
+
+
+def plan(
+    cells: Sequence[Cell], facts: Sequence[Facts | None], records: Sequence[Record]
+) -> list[PlannedCell]:
+    """One entry per cell.
+
+    Args:
+        cells: with their keys where the data is on this machine; without (an empty key) nothing counts as done.
+        facts: of each cell.
+        records: everything in the store.
+    """
+    return [
+        PlannedCell(
+            cell=cell,
+            units=_units(cell, records),
+            facts=known,
+            phases={} if known is None else phases_of(cell, known),
+            expected=None if known is None else expect(cell, known.total_steps, records),
+        )
+        for cell, known in zip(cells, facts, strict=True)
+    ]
+
+
+def _units(cell: Cell, records: Iterable[Record]) -> dict[str, int]:
+    exact = {r["seed"]: r["status"] for r in records if r["key"] == cell.key}
+    older = {r["seed"] for r in records if r["settings_key"] == cell.settings_key and r["key"] != cell.key}
+    states: Counter[str] = Counter()
+    for seed in cell.seeds:
+        if exact.get(seed) in DONE:
+            states["done"] += 1
+        elif seed in exact:
+            states["failed"] += 1
+        else:
+            states["stale" if cell.key and seed in older else "missing"] += 1
+    return {state: states[state] for state in STATES if states[state]}
+
+
+def phases_of(cell: Cell, facts: Facts) -> dict[str, int]:
+    """The method's settings that are lengths, in steps."""
+    method: Method = build(cell.config["method"], "method")
+    lengths = {f.name: getattr(method, f.name) for f in fields(method) if "Phase" in str(f.type)}
+    found = {}
+    for name, value in lengths.items():
+        try:
+            found[name] = facts.steps(f"method.{name}", value)
+        except (UserError, AttributeError):  # null, or a share of something else than steps
+            continue
+    return found
+
+
+def expect(cell: Cell, steps: int, records: Iterable[Record]) -> Expected | None:
+    """Seconds per step of the nearest cell that was run, times the steps; evaluation and loading are in it."""
+    usable = [
+        r for r in records if r["status"] in DONE and r.get("steps") and (r.get("seconds") or {}).get("total")
+    ]
+    size = cell.config["train"]["batch_size"]
+    for level in LEVELS:
+        near = [
+            r
+            for r in usable
+            if all(r["names"][part] == cell.names[part] for part in level)
+            and r["config"].get("train", {}).get("batch_size", size) == size
+        ]
+        if near:
+            per_step = median([r["seconds"]["total"] / r["steps"] for r in near])
+            memory = [r["peak_memory_bytes"] for r in near if r.get("peak_memory_bytes")]
+            return Expected(
+                seconds=per_step * steps,
+                gib=median(memory) / 2**30 if memory else None,
+                basis=f"{len(near)} records of the same {', '.join(level)}",
+            )
+    return None
+
+
+def plan_lines(planned: Sequence[PlannedCell], jobs: int) -> list[str]:
+    """For people: one block per cell, and the whole."""
+    lines = []
+    for one in planned:
+        cell = one.cell
+        name = " ".join(f"{group}={cell.names[group]}" for group in ("method", "task", "backbone", "scale"))
+        changed = "".join(f" {text}" for text in cell.overrides)
+        states = ", ".join(f"{count} {state}" for state, count in one.units.items())
+        lines.append(f"{name}{changed}: {states}")
+        if one.facts is None:
+            lines.append("  steps unknown: the data is not on this machine (bench fetch brings it)")
+            continue
+        parts = [f"{one.facts.total_steps} steps ({one.facts.steps_per_epoch} an epoch)"]
+        parts += [f"warmup {one.facts.warmup}", *(f"{key} {steps}" for key, steps in one.phases.items())]
+        lines.append("  " + ", ".join(parts))
+        if one.left and one.expected is not None:
+            memory = "" if one.expected.gib is None else f", {one.expected.gib:.1f} GiB"
+            lines.append(f"  about {duration(one.expected.seconds)} a unit{memory} ({one.expected.basis})")
+        elif one.left:
+            lines.append("  time unknown: nothing with this backbone was run yet")
+    left = sum(one.left for one in planned)
+    known = [one for one in planned if one.left and one.expected is not None]
+    seconds = sum(one.left * one.expected.seconds for one in known if one.expected is not None)
+    total = sum(sum(one.units.values()) for one in planned)
+    unknown = sum(one.left for one in planned if one.left and one.expected is None)
+    lines.append(f"{len(planned)} cells, {total} units, {left} to train")
+    if known:
+        rest = f", and {unknown} units of unknown length" if unknown else ""
+        lines.append(
+            f"expected: {duration(seconds)} of work, about {duration(seconds / jobs)} with jobs={jobs}{rest}"
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min or 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

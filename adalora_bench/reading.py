@@ -1,0 +1,243 @@
+"""Commands that read what is there: tables, claims, figures, report, export, ls, show. Heavy modules come late."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adalora_bench.errors import EXIT_OK, UserError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adalora_bench.config import Cell
+    from adalora_bench.records import RecordStore
+
+
+def console() -> Console:
+    """Standard output: coloured on a terminal, plain and 120 wide elsewhere."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+
+
+def plain(overrides: Sequence[str], valid: set[str]) -> dict[str, str]:
+    """name=value pairs of a command that composes nothing."""
+    chosen = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"cannot read {text!r}; settings are written name=value, for example task=rte.")
+        if name not in valid:
+            raise UserError(unknown("setting", name, valid))
+        chosen[name] = value
+    return chosen
+
+
+def tables_command(arguments: argparse.Namespace) -> int:
+    """Every table from the records; with --compare, the cells on the terminal as well."""
+    chosen = plain(arguments.overrides, {"results_dir", "task", "method", "backbone", "scale"})
+    results = Path(chosen.pop("results_dir", "results"))
+    if chosen and not arguments.compare:
+        raise UserError(
+            f"{next(iter(chosen))}= chooses what --compare prints; without it every table is written."
+        )
+    out = console()
+    refresh_tables(results, None, out)
+    refresh_papers(results, None, out)
+    if arguments.compare or not (results / "runs").is_dir():
+        print_cells(results, None, out, chosen)
+    return EXIT_OK
+
+
+def refresh_tables(results: Path, cells: list[Cell] | None, out: Console) -> None:
+    """Write the tables that these cells touch (None: all)."""
+    from adalora_bench.report.cells import Group
+    from adalora_bench.report.tables import refresh, table_name
+
+    only = (
+        None
+        if cells is None
+        else {
+            table_name(
+                Group(scale=cell.names["scale"], backbone=cell.names["backbone"], split=cell.config["split"])
+            )
+            for cell in cells
+        }
+    )
+    for path in refresh(results / "runs", results / "tables", only):
+        out.print(f"wrote {path}", soft_wrap=True)
+
+
+def refresh_papers(results: Path, names: Sequence[str] | None, out: Console) -> None:
+    """Write the papers' tables with what is recorded of them (None: all), in four forms."""
+    from adalora_bench.compose import conf_dir
+    from adalora_bench.records import RecordStore
+    from adalora_bench.report.formats import refresh
+
+    records = RecordStore(results / "runs").scan(light=True).records
+    written = refresh(conf_dir() / "table", records, results / "tables" / "papers", names)
+    if written:
+        out.print(
+            f"wrote {len(written)} files of papers' tables in {results / 'tables' / 'papers'}", soft_wrap=True
+        )
+
+
+def print_cells(
+    results: Path, cells: list[Cell] | None, out: Console, chosen: dict[str, str] | None = None
+) -> None:
+    """A small table on the terminal: median, range and n of each cell beside the majority class."""
+    from adalora_bench.records import RecordStore
+    from adalora_bench.report.cells import cell_summary
+    from adalora_bench.report.terminal import cells_table
+
+    keys = None if cells is None else {cell.key for cell in cells}
+    wanted = chosen or {}
+    records = [
+        record
+        for record in RecordStore(results / "runs").scan(light=True).records
+        if (keys is None or record["key"] in keys)
+        and all(record["names"][group] == name for group, name in wanted.items())
+    ]
+    if records:
+        out.print(cells_table(cell_summary(records)))
+    elif cells is None:
+        out.print(f"no records in {results}; `bench run method=lora task=film_reviews` makes some.")
+
+
+def claims_command(arguments: argparse.Namespace) -> int:
+    """A verdict on every claim of the papers that records can answer, here and in results/claims.md."""
+    from adalora_bench.compose import conf_dir
+    from adalora_bench.report.claim_text import counts, line, refresh
+
+    results, records, _ = _recorded(arguments)
+    judged = refresh(conf_dir() / "claim", records, results / "claims.md")
+    out = console()
+    for one in judged:
+        out.print(line(one), soft_wrap=True)
+    out.print(f"{counts(judged)}; {results / 'claims.md'} says how to read it", soft_wrap=True)
+    return EXIT_OK
+
+
+def figures_command(arguments: argparse.Namespace) -> int:
+    """Every figure that the records allow, as SVG and PNG; the others are named."""
+    from adalora_bench.compose import conf_dir
+    from adalora_bench.report.figures import refresh
+
+    results, records, store = _recorded(arguments)
+    written, skipped = refresh(conf_dir() / "figure", store, records, results / "figures")
+    out = console()
+    for path in written:
+        out.print(f"wrote {path}", soft_wrap=True)
+    if skipped:
+        out.print(f"no records for: {', '.join(skipped)}", soft_wrap=True)
+    return EXIT_OK
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    """Everything on one page: results/report.html."""
+    from adalora_bench.compose import conf_dir
+    from adalora_bench.report.page import refresh
+
+    results, records, store = _recorded(arguments)
+    path = results / "report.html"
+    changed = refresh(conf_dir(), store, records, path)
+    console().print(f"{'wrote' if changed else 'no change in'} {path}", soft_wrap=True)
+    return EXIT_OK
+
+
+def _recorded(arguments: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], RecordStore]:
+    """The folder of results, all its records whole, and their store."""
+    from adalora_bench.records import RecordStore
+
+    chosen = plain(arguments.overrides, {"results_dir"})
+    results = Path(chosen.get("results_dir", "results"))
+    store = RecordStore(results / "runs")
+    return results, store.scan().records, store
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    """Write a recorded model in a form that others read, and check that it is the same model."""
+    from adalora_bench.export.command import SETTINGS, export
+
+    out = console()
+    for line in export(arguments.record, plain(arguments.overrides, set(SETTINGS))):
+        out.print(line, soft_wrap=True)
+    return EXIT_OK
+
+
+def ls_command(arguments: argparse.Namespace) -> int:
+    """One line for each option of a group: its description, or the first comment of its file."""
+    from rich.table import Table
+
+    from adalora_bench import metrics
+    from adalora_bench.compose import describe, options
+
+    group = arguments.group.removesuffix("s")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    if group == "metric":
+        for name in metrics.names():
+            table.add_row(name, metrics.METRICS[name].description)
+    else:
+        for name in options(group):
+            table.add_row(name, describe(group, name))
+    console().print(table)
+    return EXIT_OK
+
+
+def show_command(arguments: argparse.Namespace) -> int:
+    """The resolved settings of a cell, and one of its training rows as the backbone sees it."""
+    from omegaconf import OmegaConf
+
+    from adalora_bench.compose import compose_cells
+
+    named = {text.split("=", 1)[0] for text in arguments.overrides}
+    rest = [] if "method" in named else ["method=lora"]
+    rest += [] if "split" in named else ["split=holdout"]  # the training rows alone are needed
+    (cell,) = compose_cells([*arguments.overrides, *rest])
+    out = console()
+    wanted = [name for name in ("task", "backbone", "method", "train", "scale") if name in named | {"task"}]
+    out.print(OmegaConf.to_yaml({name: cell.config[name] for name in wanted}), soft_wrap=True)
+    for line in one_example(cell):
+        out.print(line, soft_wrap=True)
+    return EXIT_OK
+
+
+def one_example(cell: Cell) -> list[str]:
+    """The first training row: its columns, and the text of what is given to the model and of what it must answer."""
+    from adalora_bench import forms, prepare
+    from adalora_bench.config import build, scale_config
+
+    found = prepare.assets([cell], prepare.places_of(cell.config))
+    task, backbone = build(cell.config["task"], "task"), build(cell.config["backbone"], "backbone")
+    tokenizer = backbone.tokenizer(found[cell.names["backbone"]])
+    form = forms.make(task, backbone, tokenizer, cap=scale_config(cell).max_length)
+    row = prepare.rows_of(cell, found[cell.names["task"]]).train[0]
+    (example,) = form.encode([row], train=True)
+    lines = [f"first training row on {cell.names['backbone']} (asked for: {form.kind}):"]
+    lines += [f"  {name}: {_short(value)}" for name, value in row.items()]
+    lines += [f"  -> {name}: {text}" for name, text in _readable(example, tokenizer)]
+    return lines
+
+
+def _readable(example: dict[str, Any], tokenizer: Any) -> list[tuple[str, str]]:
+    """Parts of an encoded example as text: tokens are decoded, what carries no loss is left out of the target."""
+    found = []
+    for name, value in example.items():
+        if name.endswith("_ids") and name != "token_type_ids":
+            tokens = [token for token in value if token >= 0]
+            found.append((f"{name} ({len(tokens)} tokens)", _short(tokenizer.decode(tokens), 400)))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, part in enumerate(value[:2]):
+                found += [(f"{name}[{number}].{key}", text) for key, text in _readable(part, tokenizer)]
+        elif name in ("label", "start", "end"):
+            found.append((name, str(value)))
+    return found
+
+
+def _short(value: Any, limit: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

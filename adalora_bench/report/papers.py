@@ -1,0 +1,330 @@
+"""The papers' tables (conf/table): their rows, columns and published numbers, and which cells of ours answer to them.
+
+Records are picked by their fields. Nothing is composed here and no key is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adalora_bench.errors import UserError, unknown
+from adalora_bench.metrics import METRICS
+from adalora_bench.report.cells import FINISHED, Record, arrange_seeds
+from adalora_bench.report.comparison import mean_sd
+from adalora_bench.report.statistics import Summary, summarise
+
+STATISTICS = ("median", "mean")
+VERDICTS = ("reproduced", "above", "below", "not comparable", "not run")
+# What a column can show that is no score: name -> (field, part, factor).
+COSTS: dict[str, tuple[str, str, float]] = {
+    "train_hours": ("seconds", "train", 1 / 3600),
+    "peak_memory_gb": ("", "peak_memory_bytes", 1e-9),
+    "steps_per_second": ("", "steps_per_second", 1.0),
+    "seconds_per_epoch": ("", "seconds_per_epoch", 1.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: the mean of one or more metrics (or a cost) on one task."""
+
+    label: str
+    task: str
+    metrics: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row: a method with the settings that make it this row, and what the paper printed for it.
+
+    Args:
+        set: dotted setting -> value, as it must stand in a record's config.
+        published: column label -> printed number; a column without one was not found.
+        source: where the numbers are from, if not from the table's source.
+    """
+
+    label: str
+    method: str
+    set: dict[str, Any] = field(default_factory=dict)
+    params: str | None = None
+    published: dict[str, float] = field(default_factory=dict)
+    source: str | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the method is our reading of a baseline whose source is not at hand."""
+        return self.label.endswith("(ours)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """One table of a paper; see conf/table."""
+
+    paper: str
+    number: str
+    title: str
+    backbone: str
+    split: str
+    statistic: str
+    columns: list[Column]
+    rows: list[Row]
+    source: str
+    notes: list[str]
+
+    def __post_init__(self) -> None:
+        if self.statistic not in STATISTICS:
+            raise UserError(unknown("statistic of a table", self.statistic, STATISTICS))
+        labels = [column.label for column in self.columns]
+        for row in self.rows:
+            for label in row.published:
+                if label not in labels:
+                    raise UserError(unknown(f"published column of {row.label!r}", label, labels))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks of the columns, each once, in their order."""
+        return list(dict.fromkeys(column.task for column in self.columns))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a filled table was run."""
+
+    scale: str
+    backbone: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of a filled table. Scores are as printed: x100, or points.
+
+    Args:
+        value: the paper's own statistic over our finished seeds; None where there is none.
+        low, high: lowest and highest seed; a diverged seed is the lowest possible.
+        n, finished: seeds with a result, and those of them that did not diverge.
+        gap: ours minus published.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    finished: int
+    collapsed: bool
+    published: float | None
+    gap: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """A paper's table at one place, with our cells: row label -> column label -> cell."""
+
+    name: str
+    table: PaperTable
+    place: Place
+    cells: dict[str, dict[str, Cell]]
+    used: dict[str, dict[str, list[Record]]]  # row label -> task -> the seeds that are shown
+
+
+def table_names(folder: Path) -> list[str]:
+    """Names of the tables in conf/table, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_table(folder: Path, name: str) -> PaperTable:
+    """One table of conf/table. UserError: no such table, or a file that does not fit."""
+    import yaml
+
+    from adalora_bench.config import typed
+
+    if name not in table_names(folder):
+        raise UserError(unknown("table", name, table_names(folder)))
+    table: PaperTable = typed(
+        PaperTable, yaml.safe_load((folder / f"{name}.yaml").read_text()), f"table/{name}"
+    )
+    return table
+
+
+def fill(name: str, table: PaperTable, records: Iterable[Record]) -> list[Filled]:
+    """The table at every place that has records for it, and at paper scale in any case."""
+    places: dict[Place, list[Record]] = {Place(scale="paper", backbone=table.backbone): []}
+    tasks, methods = set(table.tasks), {row.method for row in table.rows}
+    for record in records:
+        names = record["names"]
+        if names["task"] in tasks and names["method"] in methods:
+            place = Place(scale=names["scale"], backbone=names["backbone"])
+            places.setdefault(place, []).append(record)
+    filled = (_at(name, table, place, chosen) for place, chosen in places.items())
+    return [
+        one
+        for one in filled
+        if one.place.scale == "paper" or any(any(used.values()) for used in one.used.values())
+    ]
+
+
+def _at(name: str, table: PaperTable, place: Place, records: Sequence[Record]) -> Filled:
+    cells: dict[str, dict[str, Cell]] = {}
+    used: dict[str, dict[str, list[Record]]] = {}
+    for row in table.rows:
+        used[row.label] = {}
+        for task in table.tasks:
+            fitting = [record for record in records if fits(record, row, task)]
+            used[row.label][task] = arrange_seeds(fitting)
+        cells[row.label] = {
+            column.label: _cell(table, row, column, place, used[row.label][column.task])
+            for column in table.columns
+        }
+    return Filled(name=name, table=table, place=place, cells=cells, used=used)
+
+
+def fits(record: Record, row: Row, task: str) -> bool:
+    """Whether a record is of this row: its method and task, all settings of the row, and no others typed."""
+    names = record["names"]
+    if names["method"] != row.method or names["task"] != task:
+        return False
+    if any(not _same(_setting(record["config"], key), value) for key, value in row.set.items()):
+        return False
+    typed = {text.lstrip("+~").partition("=")[0] for text in record["overrides"]}
+    return (
+        not {key for key in typed if key.split(".")[0] in ("method", "train", "task", "backbone")}
+        - row.set.keys()
+    )
+
+
+def _setting(config: Mapping[str, Any], dotted: str) -> Any:
+    node: Any = config
+    for part in dotted.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    if isinstance(found, bool) or isinstance(wanted, bool):
+        return found is wanted
+    if isinstance(found, (int, float)) and isinstance(wanted, (int, float)):
+        return math.isclose(found, wanted, rel_tol=1e-12)
+    if isinstance(wanted, (list, tuple)):
+        return list(found or []) == list(wanted)
+    return bool(found == wanted)
+
+
+def _cell(table: PaperTable, row: Row, column: Column, place: Place, seeds: Sequence[Record]) -> Cell:
+    values = [_value(record, column) for record in seeds]
+    known = [value for value in values if value is not None]
+    diverged = sum(record["status"] == "diverged" for record in seeds)
+    published = row.published.get(column.label)
+    empty = Cell(
+        value=None,
+        low=None,
+        high=None,
+        n=diverged,
+        finished=0,
+        collapsed=False,
+        published=published,
+        gap=None,
+        verdict="not run" if not seeds else "not comparable",
+    )
+    if not known:
+        return empty
+    summary = summarise([*known, *[None] * diverged], _higher(column))
+    value = summary.median if table.statistic == "median" else _mean(known, diverged)
+    gap = None if published is None or value is None or not math.isfinite(value) else value - published
+    return Cell(
+        value=value,
+        low=summary.low,
+        high=summary.high,
+        n=summary.n,
+        finished=summary.finished,
+        collapsed=any(record["status"] == "collapsed" for record in seeds),
+        published=published,
+        gap=gap,
+        verdict=verdict(table, row, column, place, seeds, summary, published),
+    )
+
+
+def verdict(
+    table: PaperTable,
+    row: Row,
+    column: Column,
+    place: Place,
+    seeds: Sequence[Record],
+    summary: Summary,
+    published: float | None,
+) -> str:
+    """How ours stands to the published number (DESIGN, section 9).
+
+    `reproduced`, `above` or `below` only where scale, backbone, split, metric, statistic and five finished seeds agree
+    and the rows are the published data set's; costs of another machine and methods marked (ours) never compare.
+    """
+    comparable = (
+        published is not None
+        and place.scale == "paper"
+        and place.backbone == table.backbone
+        and not row.is_ours
+        and not set(column.metrics) & COSTS.keys()
+        and summary.finished == summary.n == 5
+        and all(record["split"] == table.split and not record.get("subset") for record in seeds)
+    )
+    if not comparable:
+        return "not comparable"
+    assert published is not None
+    if summary.low <= published <= summary.high:
+        return "reproduced"
+    return "above" if summary.low > published else "below"
+
+
+def _value(record: Record, column: Column) -> float | None:
+    """One seed's number, as printed."""
+    if record["status"] not in FINISHED:
+        return None
+    values = [_one(record, metric) for metric in column.metrics]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _one(record: Record, metric: str) -> float | None:
+    if metric in COSTS:
+        return _cost(record, metric)
+    value = ((record.get("final") or {}).get("scores") or {}).get(metric)
+    if value is None:
+        return None
+    return float(value) if points(metric) else 100 * float(value)
+
+
+def points(metric: str) -> bool:
+    """Whether a metric is printed as it is (NIST, CIDEr, a judge's score), and not x100."""
+    base = metric if metric in METRICS else metric.rsplit("_", 1)[0]
+    return metric == "judge_score" or (base in METRICS and METRICS[base].unit == "points")
+
+
+def _cost(record: Record, name: str) -> float | None:
+    where, part, factor = COSTS[name]
+    seconds = (record.get("seconds") or {}).get("train")
+    if name == "steps_per_second":
+        return record["steps"] / seconds if seconds else None
+    if name == "seconds_per_epoch":
+        epochs = ((record.get("final") or {}).get("epoch")) or 0
+        return seconds / epochs if seconds and epochs else None
+    value = ((record.get(where) or {}) if where else record).get(part)
+    return None if value is None else factor * float(value)
+
+
+def _higher(column: Column) -> bool:
+    low = {"train_hours", "peak_memory_gb", "seconds_per_epoch"}
+    metric = column.metrics[0]
+    base = metric if metric in METRICS else metric.rsplit("_", 1)[0]
+    return metric not in low and (base not in METRICS or METRICS[base].higher_is_better)
+
+
+def _mean(known: Sequence[float], diverged: int) -> float | None:
+    """The mean of the finished seeds; with a diverged seed there is none."""
+    if diverged:
+        return None
+    return mean_sd(known)[0] if len(known) > 1 else known[0]

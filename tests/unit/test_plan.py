@@ -1,0 +1,118 @@
+"""bench plan: what a command would do, what a table stands for, and what it costs by past records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adalora_bench.compose import compose_cells
+from adalora_bench.config import Cell
+from adalora_bench.errors import UserError
+from adalora_bench.methods.base import Facts
+from adalora_bench.plan import cells_of, duration, expect, phases_of, plan, plan_lines
+
+FACTS = Facts(total_steps=100, steps_per_epoch=50, warmup=6, modules=12)
+
+
+def cell(*more: str) -> Cell:
+    (one,) = compose_cells(
+        ["method=increlora", "task=toy", "backbone=tiny_bert", "scale=smoke", "seeds=[0,1,2,3]", *more]
+    )
+    return Cell(**(vars(one) | {"key": "a" * 64, "settings_key": "b" * 64}))
+
+
+def record(seed: int, **more: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "key": "a" * 64,
+        "settings_key": "b" * 64,
+        "seed": seed,
+        "status": "ok",
+        "names": {"task": "toy", "backbone": "tiny_bert", "method": "increlora", "scale": "smoke"},
+        "config": {"train": {"batch_size": 32}},
+        "steps": 50,
+        "seconds": {"total": 100.0},
+        "peak_memory_bytes": 2**30,
+    }
+    return fields | more
+
+
+def test_units_by_state() -> None:
+    records = [
+        record(0),
+        record(1, status="failed"),
+        record(2, key="c" * 64),  # the same settings under another version
+        record(0, key="c" * 64),
+    ]
+    (one,) = plan([cell()], [FACTS], records)
+    assert one.units == {"done": 1, "missing": 1, "stale": 1, "failed": 1}
+    assert one.left == 3
+
+
+def test_phases_in_steps() -> None:
+    assert phases_of(cell("method.interval=10%", "method.growth_warmup=1ep"), FACTS) == {
+        "interval": 10,
+        "growth_warmup": 50,
+    }
+
+
+def test_expected_time_is_taken_from_the_nearest_records() -> None:
+    other = {"task": "toy", "backbone": "tiny_bert", "method": "lora", "scale": "smoke"}
+    far = {"task": "rte", "backbone": "tiny_bert", "method": "lora", "scale": "smoke"}
+    nearest = [record(0), record(1, seconds={"total": 200.0}), record(2, seconds={"total": 300.0})]
+    found = expect(cell(), 100, [*nearest, record(0, names=other, seconds={"total": 9.0})])
+    assert found is not None
+    assert (found.seconds, found.gib, found.basis) == (
+        400.0,
+        1.0,
+        "3 records of the same task, backbone, method",
+    )
+    less = expect(cell(), 100, [record(0, names=other), record(0, names=far, seconds={"total": 9.0})])
+    assert less is not None
+    assert (less.seconds, less.basis) == (200.0, "1 records of the same task, backbone")
+    assert expect(cell(), 100, [record(0, config={"train": {"batch_size": 8}})]) is None
+    assert expect(cell(), 100, []) is None
+
+
+def test_lines_for_people() -> None:
+    lines = plan_lines(plan([cell()], [FACTS], [record(0)]), jobs=2)
+    assert lines[0] == "method=increlora task=toy backbone=tiny_bert scale=smoke: 1 done, 3 missing"
+    assert "100 steps (50 an epoch), warmup 6" in lines[1]
+    assert "about 3 min a unit, 1.0 GiB" in lines[2]
+    assert lines[-2] == "1 cells, 4 units, 3 to train"
+    assert lines[-1] == "expected: 10 min of work, about 5 min with jobs=2"
+    unknown = plan_lines(plan([cell()], [None], []), jobs=1)
+    assert "data is not on this machine" in unknown[1]
+
+
+def test_a_table_stands_for_its_rows_and_columns() -> None:
+    cells, left_out = cells_of(["table=increlora_2", "scale=smoke", "backbone=tiny_bert"], multirun=False)
+    assert len(cells) == 6 * 2
+    assert not left_out
+    assert {one.names["task"] for one in cells} == {"rte", "stsb"}
+    raw = cells[0]
+    assert raw.config["method"]["orthogonality"] == 0.0
+    assert raw.config["method"]["advance_learning"] is False
+    chosen, _ = cells_of(
+        ["table=increlora_2", "method=lora", "task=rte", "scale=smoke", "backbone=tiny_bert"], multirun=False
+    )
+    assert [one.names["method"] for one in chosen] == ["lora"]
+    at_paper, _ = cells_of(["table=increlora_2", "scale=paper", "task=rte"], multirun=False)
+    assert {one.names["backbone"] for one in at_paper} == {"deberta_v3_base"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["table=increlora_9"], "increlora_1"),
+        (["table=increlora_2", "method=sora"], "lora"),
+        (["table=increlora_2", "task=mnlii"], "rte"),
+    ],
+)
+def test_wrong_tables_are_answered_with_the_nearest_name(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        cells_of(overrides, multirun=False)
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (45, 120, 3600, 12600)] == ["45 s", "2 min", "60 min", "3.5 h"]
