@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adalora_bench.lowrank.function import LowRankFunction, delta, merged_is_cheaper
+from adalora_bench.lowrank.function import LowRankFunction, cheapest_path, delta
 
 
 class RankBlock(nn.Module):
@@ -194,6 +194,16 @@ class LowRankLinear(nn.Module):
             torch.cat([block.effective_gate() for block in blocks]),
         )
 
+    def _parts(self) -> tuple[list[Tensor], Tensor]:
+        """For the autograd function: A of every block, then B of every block; and the joined gate (r,)."""
+        blocks = list(self.rank_blocks())
+        if not blocks:
+            empty = self.factors()
+            return [empty.a, empty.b], empty.gate
+        gates = [block.effective_gate() for block in blocks]
+        gate = gates[0] if len(gates) == 1 else torch.cat(gates)
+        return [*(block.a for block in blocks), *(block.b for block in blocks)], gate
+
     @torch.no_grad()
     def compact(self) -> dict[nn.Parameter, tuple[nn.Parameter, Tensor]]:
         """Remove dead ranks for good.
@@ -236,29 +246,38 @@ class LowRankLinear(nn.Module):
         rank = self.stored_rank
         if rank == 0 and receive is None:
             return nn.functional.linear(x, weight, bias)
-        factors = self.factors()
-        a, b, gate = factors.a, factors.b, factors.gate
         out_gate: Tensor | None = self.out_gate
-        if receive is not None and not any(t.requires_grad for t in (x, a, b, gate)):
-            a = a.detach().requires_grad_()  # nothing else makes autograd come by, and G is wanted
+        factors, gate = self._parts()
+        if receive is not None and not any(t.requires_grad for t in (x, gate, *factors)):
+            gate = gate.detach().requires_grad_()  # nothing else makes autograd come by, and G is wanted
         out_features, in_features = weight.shape
-        merged = merged_is_cheaper(x.numel() // in_features, out_features, in_features, rank)
-        if torch.is_autocast_enabled(x.device.type):
+        half = torch.is_autocast_enabled(x.device.type)
+        dropout = self.dropout if self.training else None
+        path = cheapest_path(
+            x.numel() // in_features,
+            out_features,
+            in_features,
+            rank,
+            gates_only=out_gate is not None and not any(t.requires_grad for t in factors),
+            # W + dW in half precision would round a small dW away
+            merge=dropout is None and not half,
+            scores=receive is not None,
+        )
+        if not torch.is_grad_enabled():
+            factors, gate = [t.detach() for t in factors], gate.detach()  # nothing is kept for a backward
+        if half:
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, a, b, gate = x.to(dtype), a.to(dtype), b.to(dtype), gate.to(dtype)
+            x, gate, *factors = (t.to(dtype) for t in (x, gate, *factors))
             bias = None if bias is None else bias.to(dtype)
             out_gate = None if out_gate is None else out_gate.to(dtype)
-            merged = False  # W + dW in half precision would round a small dW away
         shape = (*x.shape[:-1], out_features)
         x = x.reshape(-1, in_features)
-        if self.dropout is not None and self.training:
+        rest = gate, out_gate, self.scale, path, receive, *factors
+        if dropout is not None:
             base = nn.functional.linear(x, weight.to(x.dtype), bias)
-            dropped = self.dropout(x)
-            branch: Tensor = LowRankFunction.apply(
-                dropped, None, None, a, b, gate, out_gate, self.scale, False, receive
-            )
+            branch: Tensor = LowRankFunction.apply(dropout(x), None, None, *rest)
             return (base + branch).reshape(shape)
-        y: Tensor = LowRankFunction.apply(x, weight, bias, a, b, gate, out_gate, self.scale, merged, receive)
+        y: Tensor = LowRankFunction.apply(x, weight, bias, *rest)
         return y.reshape(shape)
 
     @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
 
@@ -72,3 +73,47 @@ def freeze_lowest(scores: Sequence[float], *, frozen: Collection[int], count: in
     """
     others = [k for k in range(len(scores)) if k not in frozen]
     return sorted(others, key=lambda k: (scores[k], k))[: max(0, count - len(frozen))]
+
+
+def on_grid(score: float, grid: float) -> float:
+    """The multiple of `grid` next to a score, to compare by: scores on the same multiple are ties.
+
+    Differences of about 1e-6 between losses in float32 mean nothing. "Closer than 1e-6 is a tie" is no order, for it is
+    not transitive; sharing a multiple is. With grid 0 the score itself counts; infinity stays what it is.
+    """
+    return score if grid == 0 or math.isinf(score) else round(score / grid)
+
+
+def prune_lowest(scores: Sequence[Sequence[float]], count: int, *, grid: float) -> list[list[int]]:
+    """ALoRA, step 4: the `count` lowest scores of all modules.
+
+    Args:
+        scores: of each module, one per active rank; infinity is pruned last.
+        count: n_A; all ranks go if there are fewer.
+        grid: see `on_grid`; ties are pruned in the order of (module, rank).
+
+    Returns:
+        of each module the pruned ranks, rising.
+    """
+    ranks = [(on_grid(score, grid), m, r) for m, row in enumerate(scores) for r, score in enumerate(row)]
+    pruned: list[list[int]] = [[] for _ in scores]
+    for _, m, r in sorted(ranks)[:count]:
+        pruned[m].append(r)
+    return [sorted(row) for row in pruned]
+
+
+def share_evenly(count: int, means: Mapping[int, float], *, grid: float) -> dict[int, int]:
+    """ALoRA, footnote 3: `count` ranks as evenly as possible, the remainder to the modules of higher mean score.
+
+    Args:
+        count: ranks to give.
+        means: module index -> mean score, of the modules that may grow.
+        grid: see `on_grid`; a tie goes to the lower index.
+
+    Returns:
+        module index -> ranks gained, where that is not 0; empty where no module may grow (footnote 4).
+    """
+    order = sorted(means, key=lambda m: (-on_grid(means[m], grid), m))
+    each, rest = divmod(count, len(order)) if order else (0, 0)
+    gained = {m: each + (place < rest) for place, m in enumerate(order)}
+    return {m: ranks for m, ranks in sorted(gained.items()) if ranks}

@@ -124,3 +124,24 @@ def hard_concrete_gate(log_alpha: Tensor, *, low: float, high: float) -> Tensor:
 def expected_open(log_alpha: Tensor, *, beta: float, low: float, high: float) -> Tensor:
     """P(gate > 0) = sigmoid(log_alpha - beta * log(-low / high)). Any shape; the sum is the expected rank E[L0]."""
     return torch.sigmoid(log_alpha - beta * math.log(-low / high))
+
+
+def ablation_importance(full: Tensor, without: Tensor, only: Tensor) -> Tensor:
+    """IS(r) = S(M) - S(M without r) + S(M with only r), ALoRA Eq. 6, with S = minus the loss. Any shape.
+
+    Args:
+        full: loss of the whole model M on the validation batch.
+        without: loss with rank r taken away.
+        only: loss with rank r as the only one.
+    """
+    return -full + without - only
+
+
+def ablation_order(without: Tensor, only: Tensor) -> Tensor:
+    """CS(r) = -S(M without r) + S(M with only r): ALoRA's IS less the constant S(M), so the same order. Any shape."""
+    return without - only
+
+
+def relaxed_gate(a: Tensor) -> Tensor:
+    """alpha' = 2 sigmoid(a), ALoRA Eq. 5: in (0, 2), and 1 at the start, where a = 0. Any shape."""
+    return 2 * torch.sigmoid(a)
