@@ -25,7 +25,7 @@ RUN_ARGS := $(if $(JOBS),jobs=$(JOBS))
 QUIET_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-data lint format tables clean
+.PHONY: help install demo test test-data lint format tables claims figures report clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,15 @@ format: install ## Let ruff rewrite what it can
 
 tables: install ## Write every table from the records; never trains
 	$(BENCH) tables
+
+claims: install ## Judge the papers' claims by the records: results/claims.md
+	$(BENCH) claims
+
+figures: install ## Draw every figure that the records allow: results/figures
+	$(BENCH) figures
+
+report: install ## Tables, figures, claims and cells on one page: results/report.html
+	$(BENCH) report
 
 clean: ## Remove .venv and caches; records and tables stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

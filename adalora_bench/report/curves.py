@@ -1,0 +1,176 @@
+"""Kinds of figures that are lines over steps, ranks or parameters: pure functions of cells."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from adalora_bench.report.measures import higher_is_better
+from adalora_bench.report.series import (
+    Data,
+    Figure,
+    Line,
+    Lines,
+    Shown,
+    Steps,
+    band,
+    front,
+    lines_of,
+    metric_of,
+    printed,
+    scores,
+    setting,
+    staircase,
+)
+from adalora_bench.report.statistics import median
+
+
+def learning(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+    """Main score of the report rows at every evaluation."""
+    found = []
+    for cell in cells:
+        metric = cell.row.main_metric
+        seeds = [
+            [
+                (float(point["step"]), printed(metric, point["scores"][metric]))
+                for point in record.get("history") or []
+                if point["scores"].get(metric) is not None
+            ]
+            for record in cell.finished
+        ]
+        found.append(band(cell.row.label, seeds))
+    return lines_of("step", metric_of(cells), found)
+
+
+def rank_trace(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+    """Total rank over the steps, for cells in which it changes."""
+    found = []
+    for cell in cells:
+        traces = [(r, (r.get("ranks") or {}).get("trace") or []) for r in cell.finished]
+        if not any(len(trace) > 1 for _, trace in traces):
+            continue
+        xs = sorted({at for _, trace in traces for at, _ in trace} | {r["steps"] for r, _ in traces})
+        found.append(band(cell.row.label, [staircase(trace, xs) for _, trace in traces]))
+    return lines_of("step", "total rank", found, stairs=True)
+
+
+def training_matrices(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+    """Projection matrices that still train over the steps (AFLoRA)."""
+    found = []
+    for cell in cells:
+        events = [(r, [e for e in r.get("events") or [] if e["kind"] == "freeze"]) for r in cell.finished]
+        events = [(record, seen) for record, seen in events if seen]
+        xs = sorted({0} | {e["step"] for _, seen in events for e in seen} | {r["steps"] for r, _ in events})
+        found.append(
+            band(
+                cell.row.label,
+                [
+                    staircase([(0, seen[0]["before"]), *((e["step"], e["after"]) for e in seen)], xs)
+                    for _, seen in events
+                ],
+            )
+            if events
+            else None
+        )
+    return lines_of("step", "projection matrices that train", found, stairs=True)
+
+
+def penalty(figure: Figure, cells: Sequence[Shown], steps: Steps) -> Data | None:
+    """Penalty over its weight (`setting`): the orthogonality loss itself."""
+    found = []
+    for cell in cells:
+        seeds = []
+        for record in cell.finished:
+            weight = setting(record, figure.setting or "")
+            if weight:
+                seeds.append(
+                    [
+                        (float(row["step"]), row["penalty"] / weight)
+                        for row in steps(record)
+                        if row.get("penalty") is not None
+                    ]
+                )
+        found.append(band(cell.row.label, seeds))
+    return lines_of("step", "orthogonality loss", found)
+
+
+def sparsity(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+    """Training and report score at the end of each stage, against the ranks that are left (SoRA, Algorithm 1)."""
+    found = []
+    for cell in cells:
+        metric = cell.row.main_metric
+        both: dict[str, list[list[tuple[float, float]]]] = {"train_scores": [], "scores": []}
+        for record in cell.finished:
+            left = {e["step"] + 1: e["after"] for e in record.get("events") or [] if e["kind"] == "stage"}
+            stages = [
+                point
+                for point in record.get("history") or []
+                if point.get("train_scores") and point["step"] in left
+            ]
+            for which, seeds in both.items():
+                seeds.append(
+                    [
+                        (float(left[p["step"]]), printed(metric, p[which][metric]))
+                        for p in stages
+                        if p[which].get(metric) is not None
+                    ]
+                )
+        # Seeds end a stage with other counts: the k-th stage of all seeds is one point.
+        for which, word in (("train_scores", "training rows"), ("scores", "report rows")):
+            found.append(_by_stage(f"{cell.row.label}, {word}", both[which]))
+    return lines_of("ranks with a gate that is not 0, median of the seeds", metric_of(cells), found)
+
+
+def _by_stage(label: str, seeds: Sequence[Sequence[tuple[float, float]]]) -> Line | None:
+    stages = [list(stage) for stage in zip(*[one for one in seeds if one], strict=False)]
+    if len(stages) < 2:
+        return None
+    order = sorted(stages, key=lambda stage: median([x for x, _ in stage]))
+    return Line(
+        label=label,
+        x=[median([x for x, _ in stage]) for stage in order],
+        middle=[median([y for _, y in stage]) for stage in order],
+        low=[min(y for _, y in stage) for stage in order],
+        high=[max(y for _, y in stage) for stage in order],
+    )
+
+
+def budget(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+    """Main score of one method at several budgets, against the parameters at the end."""
+    by_method: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
+    for cell in cells:
+        known = [value for value in scores(cell).values() if value is not None]
+        if cell.row.params_final:
+            by_method[cell.row.method].append((cell.row.params_final, known))
+    lines = []
+    for method, places in sorted(by_method.items()):
+        if len({x for x, _ in places}) > 1:
+            places.sort(key=lambda place: place[0])
+            lines.append(
+                Line(
+                    label=method,
+                    x=[x for x, _ in places],
+                    middle=[median(values) for _, values in places],
+                    low=[min(values) for _, values in places],
+                    high=[max(values) for _, values in places],
+                )
+            )
+    return lines_of("adapter parameters at the end", metric_of(cells), lines, log_x=True)
+
+
+def pareto(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+    """Main score of every cell against the parameters at the end; the front is marked."""
+    lines, of = [], {}
+    sign = 1.0 if higher_is_better(metric_of(cells)) else -1.0
+    for cell in cells:
+        known = [value for value in scores(cell).values() if value is not None]
+        if cell.row.params_final:
+            line = band(cell.row.label, [[(cell.row.params_final, value)] for value in known])
+            assert line is not None
+            lines.append(line)
+            of[cell.row.label] = (line.x[0], sign * line.middle[0])
+    if len(lines) < 2:
+        return None
+    return Lines(
+        x="adapter parameters at the end", y=metric_of(cells), lines=lines, log_x=True, best=front(of)
+    )
