@@ -12,6 +12,7 @@ from adalora_bench.train.schedule import Phase, phase_steps
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from adalora_bench.lowrank.adapter import Factors, LowRankLinear
     from adalora_bench.train.state import Group, Run
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -48,6 +49,7 @@ class Method:
     head_lr: float | None
 
     moves_base: ClassVar[bool] = False  # whether the method changes adapted base weights (Delta-LoRA)
+    starts_unchanged: ClassVar[bool] = True  # whether outputs are the backbone's at the start (prompts: not)
 
     def __post_init__(self) -> None:
         for role in self.targets:
@@ -157,6 +159,12 @@ class Method:
 
     def finalize(self, run: Run) -> None:
         """After the last step: shrink to plain low-rank form."""
+
+    def total_update(self, layer: LowRankLinear) -> Factors:
+        """All that training changed of an adapted layer's weight, as b^T diag(gate) a with scale 1 (for the export)."""
+        from adalora_bench.lowrank.plain import update_of
+
+        return update_of(layer)
 
     def check(self, run: Run) -> None:
         """Did what the method promises happen? Raises PromiseBroken if not; the run is then failed."""
