@@ -53,7 +53,7 @@ class Vera(Method):
             )
             for shape in shapes
         )
-        return a, b.T
+        return a, b.T.contiguous()
 
     def attach(self, run: Run) -> None:
         """Wrap the layers, then give each its view of A[:, :in] and B[:, :out], made for the largest of them."""

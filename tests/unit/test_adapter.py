@@ -14,7 +14,8 @@ from adalora_bench.lowrank import function
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 
 IN, OUT, TOKENS = 5, 7, 6
-PATHS = ("low", "merged", "branch")
+PATHS = ("low", "merged", "dense", "branch")
+FROZEN_PATHS = (*PATHS, "kept", "kept branch")  # where A and B are frozen
 BASES = ("linear", "no bias", "conv1d")
 
 
@@ -55,9 +56,15 @@ class HalfMask(nn.Module):
 
 
 def take(path: str, layer: LowRankLinear, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the next forward go this way."""
-    monkeypatch.setattr(adapter_module, "merged_is_cheaper", lambda *_: path == "merged")
-    layer.dropout = HalfMask() if path == "branch" else None  # type: ignore[assignment]
+    """Make the next forward go this way, where it may."""
+
+    def forced(*_: object, gates_only: bool, merge: bool, scores: bool) -> str:
+        wanted = path.removesuffix("branch").strip() or "low"
+        allowed = ("low", *(("kept",) if gates_only else ()), *(("merged", "dense") if merge else ()))
+        return wanted if wanted in allowed else "low"
+
+    monkeypatch.setattr(adapter_module, "cheapest_path", forced)
+    layer.dropout = HalfMask() if path.endswith("branch") else None  # type: ignore[assignment]
 
 
 def dense(layer: LowRankLinear) -> Tensor:
@@ -230,6 +237,37 @@ def test_gradients_are_those_of_the_dense_formula(
             assert_close(g, e)
 
 
+@pytest.mark.parametrize("want", [False, True])
+@pytest.mark.parametrize("rank", [2, 9])
+@pytest.mark.parametrize("path", FROZEN_PATHS)
+@pytest.mark.parametrize("kind", BASES)
+def test_gradients_of_the_gates_with_frozen_factors(
+    kind: str, path: str, rank: int, want: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A and B as VeRA and a frozen AFLoRA have them, below and above the width of the layer."""
+    layer = make(kind, ranks=(rank,), out_gate=True).requires_grad_(False)
+    take(path, layer, monkeypatch)
+    layer.want_delta_grad = want
+    only = next(layer.rank_blocks())
+    x, weights = draw(2, 3, IN), draw(2, 3, OUT, seed=5)
+    tensors = [x, only.gate, layer.out_gate]
+    assert_close(layer(x), reference(layer, x, dense(layer)))
+    for needs in product([False, True], repeat=3):
+        if not any(needs):
+            continue
+        for tensor, need in zip(tensors, needs, strict=True):
+            tensor.requires_grad_(need)
+        wanted = [t for t in tensors if t.requires_grad]
+        layer.delta_grad = None
+        got = torch.autograd.grad((layer(x) * weights).sum(), wanted)
+        expected = torch.autograd.grad((reference(layer, x, dense(layer)) * weights).sum(), wanted)
+        for g, e in zip(got, expected, strict=True):
+            assert_close(g, e)
+        if want:
+            source = HalfMask()(x) if path.endswith("branch") else x
+            assert_close(layer.delta_grad, weights.reshape(-1, OUT).T @ source.reshape(-1, IN))
+
+
 @pytest.mark.parametrize("ranks", [(), (2,), (2, 1)])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", BASES)
@@ -279,21 +317,60 @@ def test_delta_grad_of_a_frozen_branch_is_still_delivered() -> None:
     assert_close(layer.delta_grad, torch.ones(OUT, TOKENS, dtype=torch.float64) @ x)
 
 
-@pytest.mark.parametrize("path", ["low", "merged"])
+@pytest.mark.parametrize("want", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_reach_every_block_and_only_those_that_train(
+    path: str, want: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = make(ranks=(2, 1, 3))
+    take(path, layer, monkeypatch)
+    layer.want_delta_grad = want
+    first, second, third = layer.rank_blocks()
+    for asleep in (second.a, second.gate, third.b):
+        asleep.requires_grad_(False)
+    x = draw(TOKENS, IN)
+    layer(x).square().sum().backward()
+    wanted = [p for p in layer.blocks.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(reference(layer, x, dense(layer)).square().sum(), wanted)
+    for p, e in zip(wanted, expected, strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(p.grad, e, rtol=1e-12, atol=1e-12)
+    assert (second.a.grad, second.gate.grad, third.b.grad) == (None, None, None)
+    assert first.a.grad is not None
+
+
+@pytest.mark.parametrize("path", ["low", "merged", "dense"])
 def test_gradcheck_by_finite_differences(path: str) -> None:
-    tensors = [
-        draw(*shape, seed=i).requires_grad_()
-        for i, shape in enumerate([(3, IN), (OUT, IN), (OUT,), (2, IN), (2, OUT), (2,), (OUT,)])
-    ]
+    shapes = [(3, IN), (OUT, IN), (OUT,), (3,), (OUT,), (2, IN), (1, IN), (2, OUT), (1, OUT)]
+    tensors = [draw(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
     torch.autograd.gradcheck(
-        lambda *t: function.LowRankFunction.apply(*t, 0.7, path == "merged", None), tensors
+        lambda *t: function.LowRankFunction.apply(*t[:5], 0.7, path, None, *t[5:]), tensors
     )
 
 
-def test_the_cost_model_merges_long_inputs_only() -> None:
-    assert not function.merged_is_cheaper(100, 768, 768, 8)
-    assert function.merged_is_cheaper(1000, 768, 768, 8)
-    assert not function.merged_is_cheaper(10**9, 768, 768, 0)
+@pytest.mark.parametrize(
+    "tokens, out, width, rank, gates_only, path",
+    [
+        (2048, 384, 384, 8, False, "merged"),  # the choices that timings of single layers gave, docs/log.md
+        (2048, 1536, 384, 8, False, "merged"),
+        (1024, 3072, 768, 8, False, "low"),
+        (128, 768, 768, 8, False, "low"),
+        (2048, 384, 384, 4, True, "merged"),  # AFLoRA, frozen
+        (128, 768, 768, 4, True, "low"),
+        (2048, 384, 384, 1024, True, "dense"),  # VeRA
+        (2048, 384, 1536, 1024, True, "dense"),
+        (2048, 1536, 384, 256, True, "merged"),
+        (1024, 768, 3072, 1024, True, "kept"),
+        (128, 768, 768, 256, True, "kept"),
+        (10**9, 768, 768, 0, False, "low"),
+    ],
+)
+def test_the_path_of_least_work(
+    tokens: int, out: int, width: int, rank: int, gates_only: bool, path: str
+) -> None:
+    assert function.cheapest_path(tokens, out, width, rank, gates_only=gates_only) == path
+    unmerged = "kept" if gates_only and rank > 32 else "low"
+    assert function.cheapest_path(tokens, out, width, rank, gates_only=gates_only, merge=False) == unmerged
 
 
 # -- memory -------------------------------------------------------------------------------------------------
@@ -347,6 +424,26 @@ def test_only_the_input_and_small_factors_are_saved(
     assert shapes.count((n, width)) == 1
     assert (n, height) not in shapes
     assert size(ours) <= size(theirs), f"{size(ours)} bytes are kept, {size(theirs)} by peft"
+
+
+@pytest.mark.parametrize("train_b", [False, True])
+@pytest.mark.parametrize("path", ["low", "kept", "merged"])
+def test_the_input_is_not_kept_where_a_is_frozen(
+    path: str, train_b: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that the other gradients want of it is h (n, rank)."""
+    layer = make(ranks=(2,), out_gate=True)
+    take(path, layer, monkeypatch)
+    layer.base.requires_grad_(False)
+    only = next(layer.rank_blocks())
+    only.a.requires_grad_(False)
+    only.b.requires_grad_(train_b)
+    n = 11
+    shapes = [tuple(t.shape) for t in saved_for_backward(layer, draw(n, IN).requires_grad_()).values()]
+    assert (n, IN) not in shapes
+    assert shapes.count((n, 2)) == 1
+    with torch.no_grad():
+        assert not saved_for_backward(layer, draw(n, IN))
 
 
 # -- reduced precision --------------------------------------------------------------------------------------
