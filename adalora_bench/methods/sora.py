@@ -180,7 +180,7 @@ class Sora(Method):
             for gate in gates:
                 gate.copy_(shrink(gate, xi))
         run.scratch["thresholds"] += 1
-        if self.stages and run.step + 1 == end:  # Algorithm 1 counts the non-zeros of every stage, see milestone
+        if self.stages and run.step + 1 == end:  # Algorithm 1 counts the non-zeros of every stage
             left = sum(int(gate.count_nonzero()) for gate in gates)
             run.event("stage", f"{'lam' if self.xi is None else 'xi'}={strength:g}", run.total_rank, left)
 

@@ -106,6 +106,10 @@ def marks(filled: Filled, column: Column) -> dict[str, str]:
             break
         top = max(left.values(), key=lambda cell: sign * (cell.value or 0.0))
         edge = top.low if sign > 0 else top.high
+        if edge is None or not math.isfinite(
+            edge
+        ):  # a diverged seed tells nothing about the noise of the others
+            edge = top.value
         for label, cell in left.items():
             if cell is top or (edge is not None and sign * (cell.value or 0.0) >= sign * edge):
                 marked[label] = mark

@@ -30,7 +30,7 @@ FIELDS = [
     "schema", "key", "settings_key", "names", "overrides", "config", "seed",
     "versions", "data_fingerprint", "split", "status", "reason", "main_metric", "final",
     "best", "history", "baseline", "rows", "subset", "params", "ranks",
-    "events", "seconds", "peak_memory_bytes", "tokens", "flops", "environment", "git",
+    "events", "notes", "seconds", "peak_memory_bytes", "tokens", "flops", "environment", "git",
     "sources", "metrics", "steps", "total_steps", "finished",
 ]
 # fmt: on

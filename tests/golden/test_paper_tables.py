@@ -66,7 +66,17 @@ def test_order_of_records_does_not_matter(seed: int) -> None:
 
 def test_every_verdict_and_kind_of_seed_is_shown() -> None:
     text = expected()["aflora_1_paper_deberta_v3_base.md"]
-    for sign in ("reproduced", "above", "below", "not comparable", "not run", "n=4/5", "[diverged, ", "n=4 ", "*"):
+    for sign in (
+        "reproduced",
+        "above",
+        "below",
+        "not comparable",
+        "not run",
+        "n=4/5",
+        "[diverged, ",
+        "n=4 ",
+        "*",
+    ):
         assert sign in text, sign
     assert "Seeds: 32 ok, 1 collapsed, 1 diverged, 0 failed" in text
     assert "Subset: mrpc: 1000 of 3668 training rows" in text
