@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import (
-    FIRST,
     PAIRS,
     REPEATED,
     SEED,
@@ -21,6 +20,7 @@ from tiny_runs import (
     dropout,
     finish,
     interrupted,
+    is_thorough,
     logits_of,
     training_loss,
     watched,
@@ -209,7 +209,7 @@ def test_resumed_equals_uninterrupted(method: str, backbone: str, shared: Path, 
     stops = {total - 1} | ({10} if not changes else {changes[-1] + 1})
     for step in changes[:1]:
         stops |= {step, step + 1, step + 2}  # with the change ahead, just made, and one step old
-    if backbone != FIRST:
+    if not is_thorough(method, backbone):
         stops = {min(changes[0] + 1, total - 1) if changes else 10}
     resumed = interrupted(method, backbone, tmp_path, sorted(stops & set(range(1, total))))
     assert_identical(resumed, whole)
@@ -230,7 +230,7 @@ def test_four_micro_batches_equal_one(method: str, backbone: str, tmp_path: Path
             method, backbone, tmp_path / str(pieces), f"train.micro_batches={pieces}", "scale.max_length=48"
         ).training
         training.run.model.double()
-        for _ in range(8 if backbone == FIRST else 4):
+        for _ in range(8 if is_thorough(method, backbone) else 4):
             loop.training_step(
                 training.method, training.run, training.data, SEED, training.loop_settings, training.meter
             )
