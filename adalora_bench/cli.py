@@ -17,6 +17,7 @@ from adalora_bench.reading import (
     console,
     export_command,
     figures_command,
+    light_records,
     ls_command,
     print_cells,
     refresh_papers,
@@ -179,13 +180,14 @@ def run_command(arguments: argparse.Namespace) -> int:
         out.print(f"skipped: {count(len(skipped), 'unit')} already recorded (force=true runs them again)")
     todo = [unit for unit in units if unit not in skipped]
     summary = _train(todo, skipped, common, results)
-    refresh_tables(results, cells, out)
+    records = light_records(results)
+    refresh_tables(results, records, cells, out)
     tables = [
         name for text in arguments.overrides if text.startswith("table=") for name in text[6:].split(",")
     ]
     if tables:
-        refresh_papers(results, tables, out)
-    print_cells(results, cells, out)
+        refresh_papers(results, records, tables, out)
+    print_cells(results, records, cells, out)
     for line in summary_lines(summary, forced=common["force"]):
         out.print(line, soft_wrap=True)
     return summary.exit_code
@@ -194,20 +196,16 @@ def run_command(arguments: argparse.Namespace) -> int:
 def plan_command(arguments: argparse.Namespace) -> int:
     """Which units are done, missing, stale or failed, the phases of each method, hours and GiB by past records."""
     from adalora_bench import plan, prepare
-    from adalora_bench.records import RecordStore
 
     out = console()
     cells = _cells(arguments, out)
     common = cells[0].config
     found = prepare.look(cells, prepare.places_of(common))
-    facts = []
-    for number, cell in enumerate(cells):
-        prepare.check_late_failures(cell, found)
-        facts.append(prepare.facts_of(cell, found))
-        if {cell.names["task"], cell.names["backbone"]} <= found.keys():
-            (cells[number],) = prepare.keyed([cell], found)
+    here = [cell for cell in cells if {cell.names["task"], cell.names["backbone"]} <= found.keys()]
+    cells = [*prepare.keyed(here, found), *(cell for cell in cells if cell not in here)]
+    facts = [prepare.check_late_failures(cell, found) for cell in cells]
     _say_scale(cells, arguments.overrides, out)
-    records = RecordStore(Path(common["results_dir"]) / "runs").scan(light=True).records
+    records = light_records(Path(common["results_dir"]))
     for line in plan.plan_lines(plan.plan(cells, facts, records), jobs=common["jobs"] or os.cpu_count() or 1):
         out.print(line, soft_wrap=True)
     return EXIT_OK

@@ -41,6 +41,15 @@ def atomic_write(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def write_if_changed(path: Path, content: bytes | str) -> bool:
+    """`atomic_write` where the file holds something else or is not there; whether it wrote. UserError: as there."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    atomic_write(path, data)
+    return True
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn the refusal of the file system to write `path` into a UserError that names path and reason."""

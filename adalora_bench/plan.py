@@ -14,7 +14,7 @@ from adalora_bench.compose import compose_cells, conf_dir, options
 from adalora_bench.config import Cell, build
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.methods.base import Facts, Method
-from adalora_bench.report.papers import Row, load_table
+from adalora_bench.report.paper_files import Row, load_table
 from adalora_bench.report.statistics import median
 from adalora_bench.schema import DONE
 

@@ -139,8 +139,8 @@ def weights_identity(found: Found) -> str:
     return hashes.hexdigest()
 
 
-def check_late_failures(cell: Cell, found: dict[str, Found]) -> None:
-    """Refuse what can only fail late.
+def check_late_failures(cell: Cell, found: dict[str, Found]) -> Facts | None:
+    """Refuse what can only fail late; returns `facts_of` the cell.
 
     Args:
         found: what is on this machine; without the task's data the official row count is taken.
@@ -166,10 +166,10 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> None:
     if chosen is not None and chosen not in names:
         raise UserError(unknown("metric in train.early_stop.metric", chosen, names))
     facts = facts_of(cell, found)
-    if facts is None:
-        return
-    train_config(cell).steps("eval_every", facts.total_steps, facts.steps_per_epoch)
-    method.precheck(facts)
+    if facts is not None:
+        train_config(cell).steps("eval_every", facts.total_steps, facts.steps_per_epoch)
+        method.precheck(facts)
+    return facts
 
 
 def facts_of(cell: Cell, found: dict[str, Found]) -> Facts | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench.errors import EXIT_OK, UserError, unknown
+
+Records = Sequence[Mapping[str, Any]]
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,15 +47,22 @@ def tables_command(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{next(iter(chosen))}= chooses what --compare prints; without it every table is written."
         )
-    out = console()
-    refresh_tables(results, None, out)
-    refresh_papers(results, None, out)
+    out, records = console(), light_records(results)
+    refresh_tables(results, records, None, out)
+    refresh_papers(results, records, None, out)
     if arguments.compare or not (results / "runs").is_dir():
-        print_cells(results, None, out, chosen)
+        print_cells(results, records, None, out, chosen)
     return EXIT_OK
 
 
-def refresh_tables(results: Path, cells: list[Cell] | None, out: Console) -> None:
+def light_records(results: Path) -> list[dict[str, Any]]:
+    """All records of a folder of results, without their long lists."""
+    from adalora_bench.records import RecordStore
+
+    return RecordStore(results / "runs").scan(light=True).records
+
+
+def refresh_tables(results: Path, records: Records, cells: list[Cell] | None, out: Console) -> None:
     """Write the tables that these cells touch (None: all)."""
     from adalora_bench.report.cells import Group
     from adalora_bench.report.tables import refresh, table_name
@@ -68,17 +77,15 @@ def refresh_tables(results: Path, cells: list[Cell] | None, out: Console) -> Non
             for cell in cells
         }
     )
-    for path in refresh(results / "runs", results / "tables", only):
+    for path in refresh(records, results / "tables", only):
         out.print(f"wrote {path}", soft_wrap=True)
 
 
-def refresh_papers(results: Path, names: Sequence[str] | None, out: Console) -> None:
+def refresh_papers(results: Path, records: Records, names: Sequence[str] | None, out: Console) -> None:
     """Write the papers' tables with what is recorded of them (None: all), in four forms."""
     from adalora_bench.compose import conf_dir
-    from adalora_bench.records import RecordStore
     from adalora_bench.report.formats import refresh
 
-    records = RecordStore(results / "runs").scan(light=True).records
     written = refresh(conf_dir() / "table", records, results / "tables" / "papers", names)
     if written:
         out.print(
@@ -87,23 +94,26 @@ def refresh_papers(results: Path, names: Sequence[str] | None, out: Console) -> 
 
 
 def print_cells(
-    results: Path, cells: list[Cell] | None, out: Console, chosen: dict[str, str] | None = None
+    results: Path,
+    records: Records,
+    cells: list[Cell] | None,
+    out: Console,
+    chosen: dict[str, str] | None = None,
 ) -> None:
     """A small table on the terminal: median, range and n of each cell beside the majority class."""
-    from adalora_bench.records import RecordStore
     from adalora_bench.report.cells import cell_summary
     from adalora_bench.report.terminal import cells_table
 
     keys = None if cells is None else {cell.key for cell in cells}
     wanted = chosen or {}
-    records = [
+    shown = [
         record
-        for record in RecordStore(results / "runs").scan(light=True).records
+        for record in records
         if (keys is None or record["key"] in keys)
         and all(record["names"][group] == name for group, name in wanted.items())
     ]
-    if records:
-        out.print(cells_table(cell_summary(records)))
+    if shown:
+        out.print(cells_table(cell_summary(shown)))
     elif cells is None:
         out.print(f"no records in {results}; `bench run method=lora task=film_reviews` makes some.")
 

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from adalora_bench.train.state import Run
 
-ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
-
 
 class Bottleneck(nn.Module):
     """D (bottleneck, width), U (width, bottleneck), both with a bias that starts at 0.
 
     Args:
-        activation: a name of `ACTIVATIONS`.
+        activation: as `activate` takes it.
         scale: of the output.
         down, up: initial weights, (m, width) and (width, m).
     """

@@ -139,6 +139,14 @@ class Method:
         """After the training: sentences that a reader of the result must know; in the record and in captions."""
         return []
 
+    def train_layer_norms(self, run: Run) -> None:
+        """Let every LayerNorm of the model train too; for `attach`."""
+        from torch import nn
+
+        for module in run.model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.requires_grad_(True)
+
     # -- the hooks, in the order of the loop ----------------------------------------------------------------
 
     def setup(self, run: Run) -> None:

@@ -25,8 +25,6 @@ class BitFit(Method):
         super().attach(run)
         for bias in biases(run):
             bias.requires_grad_(True)
-        for param in run.head:
-            param.requires_grad_(True)
 
     def adapt(self, base: nn.Module, role: str, run: Run) -> nn.Module:
         import torch

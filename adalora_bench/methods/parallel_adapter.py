@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import UserError
-from adalora_bench.methods.base import Method
 from adalora_bench.methods.houlsby import Houlsby
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class ParallelAdapter(Houlsby):
         """Remember the input of every FFN's first layer, and add the adapter where its last layer ends."""
         from adalora_bench.inserts.bottleneck import Parallel, RemembersInput, replace_module, width_of
 
-        Method.attach(self, run)
+        super().attach(run)
         first: RemembersInput | None = None
         for name, role in run.modules.items():
             layer = run.model.get_submodule(name)

@@ -94,12 +94,9 @@ class Sora(Method):
     # -- building -------------------------------------------------------------------------------------------
 
     def attach(self, run: Run) -> None:
-        from torch import nn
-
         super().attach(run)
-        for module in run.model.modules():
-            if self.layer_norms and isinstance(module, nn.LayerNorm):
-                module.requires_grad_(True)
+        if self.layer_norms:
+            self.train_layer_norms(run)
 
     def adapt(self, base: nn.Module, role: str, run: Run) -> nn.Module:
         from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock

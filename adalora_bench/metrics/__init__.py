@@ -19,13 +19,19 @@ __all__ = [
     "LabelKind",
     "Metric",
     "Unit",
+    "higher_is_better",
+    "in_points",
     "label_kind",
     "names",
+    "of_score",
+    "printed",
     "require",
     "score",
     "signature",
     "unparsed",
 ]
+
+GRADE = "judge_score"  # 1..10, given by a judge (judge.py) and not by a function of rows
 
 # How a generative backbone answered, by the suffix of the metric's name.
 _ANSWERED = {"gen": "answer by generation", "lik": "answer by likelihood"}
@@ -79,6 +85,30 @@ def signature(name: str) -> str:
 def names() -> list[str]:
     """All metric names, sorted."""
     return sorted(METRICS)
+
+
+def of_score(name: str) -> Metric | None:
+    """The metric behind the name of a score, which may end in the suffix of its report rows: `ter_all` is `ter`."""
+    parts = name.split("_")
+    ends = range(len(parts), 0, -1)
+    return next((METRICS[base] for end in ends if (base := "_".join(parts[:end])) in METRICS), None)
+
+
+def higher_is_better(score_name: str) -> bool:
+    """Which way a score is better; true for a name that is no metric's."""
+    metric = of_score(score_name)
+    return metric is None or metric.higher_is_better
+
+
+def in_points(score_name: str) -> bool:
+    """Whether a score is printed as it is (NIST, CIDEr, a judge's grade), and not x100."""
+    metric = of_score(score_name)
+    return score_name == GRADE if metric is None else metric.unit == "points"
+
+
+def printed(score_name: str, value: float) -> float:
+    """A score as tables print it: x100, or as it is where it is in points."""
+    return float(value) if in_points(score_name) else 100 * float(value)
 
 
 def label_kind(name: str) -> LabelKind:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from adalora_bench.metrics import METRICS
+from adalora_bench import metrics
 from adalora_bench.report.statistics import Summary, median, standard_error, summarise
 from adalora_bench.schema import DONE, FINISHED, STATUSES, finished_at
 
@@ -209,7 +209,7 @@ def _row(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selecti
         failed_seeds=tuple(record["seed"] for record in seeds if record["status"] == "failed"),
         subsets=tuple(sorted({record["subset"] for record in seeds if record.get("subset")})),
         signatures=dict(newest.get("metrics") or {}),
-        caveat=_caveat(newest["config"].get("backbone")),
+        caveat=caveat_of(newest),
         notes=tuple(sorted({str(note) for record in seeds for note in record.get("notes") or []})),
         best_selected_on=tuple(
             sorted({str(record["best"].get("selected_on")) for record in finished if record.get("best")})
@@ -226,20 +226,23 @@ def _scores(seeds: Sequence[Record], main: str, point: str) -> dict[str, Summary
             continue
         known = record.get("metrics")
         for metric, value in sorted(record[point]["scores"].items()):
-            if value is not None and (not known or metric in known or metric == main):
+            if value is not None and (not known or metric == main or _declared(metric, known)):
                 values.setdefault(metric, []).append(value)
     ordered = [main, *sorted(set(values) - {main})]
     full = {metric: values[metric] + [None] * diverged for metric in ordered}
-    return {metric: summarise(of, _higher_is_better(metric)) for metric, of in full.items() if of}
+    return {metric: summarise(of, metrics.higher_is_better(metric)) for metric, of in full.items() if of}
 
 
-def _caveat(backbone: object) -> str | None:
+def _declared(score: str, known: Mapping[str, str]) -> bool:
+    """Whether a score is of a metric that the record names; the score may carry the suffix of its report rows."""
+    return any(score == name or score.startswith(f"{name}_") for name in known)
+
+
+def caveat_of(record: Record) -> str | None:
+    """What a reader must know of the backbone's weights; None where there is nothing."""
+    backbone = record["config"].get("backbone")
     caveat = backbone.get("caveat") if isinstance(backbone, Mapping) else None
     return str(caveat) if caveat else None
-
-
-def _higher_is_better(metric: str) -> bool:
-    return METRICS[metric].higher_is_better if metric in METRICS else True
 
 
 def _overrides(seeds: Sequence[Record]) -> tuple[str, ...]:

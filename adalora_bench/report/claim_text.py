@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from adalora_bench.files import atomic_write
+from adalora_bench.files import write_if_changed
 from adalora_bench.report.cells import Record
 from adalora_bench.report.claim_files import ORDERS, load_claims
 from adalora_bench.report.claims import VERDICTS, Comparison, Judged, judge_all
@@ -24,9 +24,7 @@ def refresh(conf: Path, records: Sequence[Record], path: Path) -> list[Judged]:
         conf: the folder conf/claim.
     """
     judged = judge_all(load_claims(conf), records)
-    text = markdown(judged).encode()
-    if not (path.is_file() and path.read_bytes() == text):
-        atomic_write(path, text)
+    write_if_changed(path, markdown(judged))
     return judged
 
 

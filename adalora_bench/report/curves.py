@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from adalora_bench.report.measures import higher_is_better
+from adalora_bench.metrics import higher_is_better, printed
 from adalora_bench.report.series import (
     Data,
     Figure,
@@ -17,7 +17,6 @@ from adalora_bench.report.series import (
     front,
     lines_of,
     metric_of,
-    printed,
     scores,
     setting,
     staircase,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adalora_bench.errors import UserError
-from adalora_bench.files import atomic_write, read_jsonl
+from adalora_bench.files import read_jsonl, write_if_changed
 from adalora_bench.records import RecordStore
 from adalora_bench.report.cells import Record
 from adalora_bench.report.kinds import load_figures, pictures
@@ -61,8 +61,7 @@ def refresh(
     for stem, files in drawn.items():
         for ending, content in files.items():
             path = folder / f"{stem}.{ending}"
-            if not (path.is_file() and path.read_bytes() == content):
-                atomic_write(path, content)
+            if write_if_changed(path, content):
                 written.append(path)
     for path in folder.glob("*"):
         if path.suffix in (".svg", ".png") and path.stem not in drawn:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import csv
 import html
 import io
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from adalora_bench.files import atomic_write
+from adalora_bench.files import write_if_changed
 from adalora_bench.report.cells import Record
-from adalora_bench.report.papers import VERDICTS, Cell, Column, Filled, fill, load_table, table_names
-from adalora_bench.report.statistics import median, median_coverage
-from adalora_bench.schema import STATUSES
+from adalora_bench.report.markdown import one_line, pipe_table
+from adalora_bench.report.paper_files import load_table, table_names
+from adalora_bench.report.papers import Filled, fill
+from adalora_bench.report.wording import against, caption, costs, marks, ours, theirs
 
-NOT_FOUND = "not found"
-FORMATS = ("md", "tex", "csv", "html")
+WHERE_HEAD = ["table", "scale", "backbone", "row", "method", "task", "column"]
+NUMBER_HEAD = ["value", "low", "high", "n", "finished", "collapsed", "published", "gap"]
+CSV_HEAD = [*WHERE_HEAD, *NUMBER_HEAD, "verdict"]
+COST_HEAD = ["row", "parameters, published", "parameters, ours", "training, s", "peak memory, GiB"]
 
 
 def file_stem(filled: Filled) -> str:
@@ -49,137 +50,9 @@ def refresh(
         for filled in fill(name, load_table(conf, name), records):
             for ending, text in render(filled).items():
                 path = folder / f"{file_stem(filled)}.{ending}"
-                if not (path.is_file() and path.read_bytes() == text.encode()):
-                    atomic_write(path, text.encode())
+                if write_if_changed(path, text):
                     written.append(path)
     return written
-
-
-# -- what a cell says ------------------------------------------------------------------------------------------
-
-
-def ours(cell: Cell, places: int = 2) -> str:
-    """88.09 [87.73, 88.45] n=5, or why there is no number."""
-    if cell.value is None:
-        return "not run" if cell.verdict == "not run" else f"no score (n=0/{cell.n})"
-    if not math.isfinite(cell.value):
-        return f"diverged n={cell.finished}/{cell.n}"
-    star = "*" if cell.collapsed else ""
-    seeds = f"n={cell.n}" if cell.n == cell.finished else f"n={cell.finished}/{cell.n}"
-    low = f"{cell.low:.{places}f}" if cell.low is not None and math.isfinite(cell.low) else "diverged"
-    return f"{cell.value:.{places}f}{star} [{low}, {cell.high:.{places}f}] {seeds}"
-
-
-def theirs(cell: Cell) -> str:
-    """The published number, or that it was not found."""
-    return NOT_FOUND if cell.published is None else f"{cell.published:g}"
-
-
-def against(cell: Cell) -> str:
-    """Signed gap and verdict."""
-    if cell.verdict == "not run" or cell.published is None:
-        return cell.verdict if cell.published is not None else ""
-    return cell.verdict if cell.gap is None else f"{cell.gap:+.2f}, {cell.verdict}"
-
-
-def marks(filled: Filled, column: Column) -> dict[str, str]:
-    """Row label -> "best" or "second"; what lies within the best row's range is not ranked apart from it.
-
-    Costs are not ranked. Rows within the noise of each other share a mark; with one row there is none.
-    """
-    from adalora_bench.report.papers import COSTS
-
-    if set(column.metrics) & COSTS.keys():
-        return {}
-    sign = -1.0 if column.metrics[0].split("_")[0] == "ter" else 1.0
-    found = {
-        label: cells[column.label]
-        for label, cells in filled.cells.items()
-        if cells[column.label].value is not None and math.isfinite(cells[column.label].value or math.nan)
-    }
-    if len(found) < 2:
-        return {}
-    marked: dict[str, str] = {}
-    for mark in ("best", "second"):
-        left = {label: cell for label, cell in found.items() if label not in marked}
-        if not left:
-            break
-        top = max(left.values(), key=lambda cell: sign * (cell.value or 0.0))
-        edge = top.low if sign > 0 else top.high
-        if edge is None or not math.isfinite(
-            edge
-        ):  # a diverged seed tells nothing about the noise of the others
-            edge = top.value
-        for label, cell in left.items():
-            if cell is top or (edge is not None and sign * (cell.value or 0.0) >= sign * edge):
-                marked[label] = mark
-    return marked
-
-
-def caption(filled: Filled) -> list[str]:
-    """What a reader must know of the numbers, one sentence or two each."""
-    table, place = filled.table, filled.place
-    seeds = [record for by_task in filled.used.values() for chosen in by_task.values() for record in chosen]
-    lines = [f"{table.paper}, Table {table.number}: {table.title}. Published numbers: {table.source}."]
-    if not seeds:
-        lines.append(f"Scale `{place.scale}`, backbone `{place.backbone}`: no cell was run.")
-    else:
-        splits = ", ".join(f"`{split}`" for split in sorted({record["split"] for record in seeds}))
-        lines.append(
-            f"Scale `{place.scale}`, backbone `{place.backbone}`, split {splits}, selection: the last step."
-        )
-        if place.scale != "paper":
-            lines.append("Shortened training: no number here stands for a published one.")
-        counts = Counter(record["status"] for record in seeds)
-        lines.append("Seeds: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES) + ".")
-    lines.append(
-        f"Ours: {table.statistic} [min, max] over seeds, scores x100; a [min, max] of 5 is a "
-        f"{100 * median_coverage(5):.2f} % interval for the median. `*`: a seed collapsed (one prediction for every "
-        "row). A diverged seed ranks last and counts."
-    )
-    lines += sorted({f"Backbone: {text}" for record in seeds if (text := _caveat(record))})
-    lines += sorted(
-        {f"Method `{r['names']['method']}`: {note}." for r in seeds for note in r.get("notes") or []}
-    )
-    lines += sorted({f"Subset: {r['names']['task']}: {r['subset']}." for r in seeds if r.get("subset")})
-    signatures = sorted({f"`{text}`" for record in seeds for text in (record.get("metrics") or {}).values()})
-    lines += [f"Metrics: {', '.join(signatures)}."] if signatures else []
-    lines += [f"{note[0].upper()}{note[1:]}" for note in table.notes]
-    for source in dict.fromkeys(row.source for row in table.rows if row.source):
-        labels = ", ".join(row.label for row in table.rows if row.source == source)
-        lines.append(f"Published numbers of {labels}: {source}.")
-    totals = Counter(cell.verdict for row in filled.cells.values() for cell in row.values())
-    lines.append("Verdicts: " + ", ".join(f"{totals[name]} {name}" for name in VERDICTS) + ".")
-    return lines
-
-
-def costs(filled: Filled) -> list[list[str]]:
-    """Row, published parameters, ours initial -> final, seconds of training and peak memory (medians over what ran)."""
-    lines = []
-    for row in filled.table.rows:
-        seeds = [record for chosen in filled.used[row.label].values() for record in chosen]
-        initial, final = (_middle(seeds, "params", part) for part in ("adapter_initial", "adapter_final"))
-        change = "-" if initial is None else f"{initial:,.0f}"
-        if final is not None and final != initial:
-            change += f" -> {final:,.0f}"
-        seconds = _middle(seeds, "seconds", "train")
-        memory = [float(r["peak_memory_bytes"]) for r in seeds if r.get("peak_memory_bytes")]
-        lines.append(
-            [
-                row.label,
-                row.params or NOT_FOUND,
-                change,
-                "-" if seconds is None else f"{seconds:,.0f}",
-                f"{median(memory) / 2**30:.2f}" if memory else "-",
-            ]
-        )
-    return lines
-
-
-WHERE_HEAD = ["table", "scale", "backbone", "row", "method", "task", "column"]
-NUMBER_HEAD = ["value", "low", "high", "n", "finished", "collapsed", "published", "gap"]
-CSV_HEAD = [*WHERE_HEAD, *NUMBER_HEAD, "verdict"]
-COST_HEAD = ["row", "parameters, published", "parameters, ours", "training, s", "peak memory, GiB"]
 
 
 # -- the four forms --------------------------------------------------------------------------------------------
@@ -194,11 +67,11 @@ def markdown(filled: Filled) -> str:
         f"# {filled.table.paper}, Table {filled.table.number}, at scale {filled.place.scale} on "
         f"{filled.place.backbone}",
         "Made from the records by `bench tables`; edit nothing here.",
-        _pipes(head, lines),
+        pipe_table(head, lines),
         "## Cost",
-        _pipes(COST_HEAD, costs(filled)),
+        pipe_table(COST_HEAD, costs(filled)),
         "## How to read it",
-        "\n".join(f"- {_plain(line)}" for line in caption(filled)),
+        "\n".join(f"- {one_line(line)}" for line in caption(filled)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -318,28 +191,3 @@ def _tex(text: str) -> str:
     for char in "&%$#_{}":
         text = text.replace(char, f"\\{char}")
     return text.replace("->", "$\\to$").replace("~", "\\textasciitilde{}")
-
-
-def _pipes(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    texts = [[cell.replace("|", "\\|") for cell in line] for line in [head, *lines]]
-    widths = [max(len(line[k]) for line in texts) for k in range(len(head))]
-    padded = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in texts
-    ]
-    return "\n".join([padded[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *padded[1:]])
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("<", "&lt;")
-
-
-def _caveat(record: Record) -> str | None:
-    backbone = record["config"].get("backbone")
-    caveat = backbone.get("caveat") if isinstance(backbone, Mapping) else None
-    return str(caveat) if caveat else None
-
-
-def _middle(seeds: Sequence[Record], field: str, part: str) -> float | None:
-    found = [(record.get(field) or {}).get(part) for record in seeds]
-    known = [float(value) for value in found if value is not None]
-    return median(known) if known else None

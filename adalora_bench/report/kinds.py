@@ -10,9 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from adalora_bench.errors import UserError, unknown
+from adalora_bench.metrics import higher_is_better
 from adalora_bench.report import curves
 from adalora_bench.report.comparison import paired_differences
-from adalora_bench.report.measures import freezing, higher_is_better, ranks_by_place
+from adalora_bench.report.measures import freezing, ranks_by_place
 from adalora_bench.report.series import (
     Bars,
     Data,

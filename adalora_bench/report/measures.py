@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adalora_bench.metrics import METRICS
 from adalora_bench.report.cells import FINISHED, Record
-from adalora_bench.report.papers import COSTS
-from adalora_bench.report.papers import _one as printed
+from adalora_bench.report.papers import COSTS, seed_value
 
 # Name -> (field, part) of a record, as it stands there.
 FACTS: dict[str, tuple[str, str]] = {
@@ -24,12 +22,6 @@ THIRDS = ("shallow", "middle", "deep")
 def is_score(metric: str) -> bool:
     """Whether a name is a metric of the report rows: a diverged seed is then worse than every finished one."""
     return metric not in COSTS and metric not in FACTS and not metric.startswith(("rank.", "freeze_step."))
-
-
-def higher_is_better(metric: str) -> bool:
-    """As the metric says; a name with a suffix (bleu_webnlg_seen) follows its base."""
-    names = [metric.rsplit("_", cut)[0] for cut in range(metric.count("_") + 1)]
-    return next((METRICS[name].higher_is_better for name in names if name in METRICS), True)
 
 
 def measure(record: Record, metrics: Sequence[str]) -> float | None:
@@ -108,7 +100,7 @@ def _one(record: Record, name: str) -> float | None:
         role, _, letter = part.partition(".")
         steps = [step for (_, at, of, _), step in freezing(record).items() if (at, of) == (role, letter)]
         return sum(steps) / len(steps) if steps else None
-    return printed(record, name)
+    return seed_value(record, name)
 
 
 def _mean_rank(record: Record, part: str) -> float | None:

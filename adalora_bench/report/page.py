@@ -12,7 +12,8 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from adalora_bench.files import atomic_write
+from adalora_bench.files import write_if_changed
+from adalora_bench.metrics import printed
 from adalora_bench.records import RecordStore
 from adalora_bench.report import figures, kinds
 from adalora_bench.report.cells import CellRow, Cells, Group, Record, arrange
@@ -21,7 +22,8 @@ from adalora_bench.report.claim_text import counts, notes, numbers, published, v
 from adalora_bench.report.claims import Judged, judge_all
 from adalora_bench.report.formats import html_table
 from adalora_bench.report.page_cells import cell_details
-from adalora_bench.report.papers import VERDICTS, Filled, fill, load_table, points, table_names
+from adalora_bench.report.paper_files import load_table, table_names
+from adalora_bench.report.papers import VERDICTS, Filled, fill
 from adalora_bench.report.series import Dots, Figure, Lines, Picture, shown
 from adalora_bench.report.statistics import Summary
 from adalora_bench.schema import STATUSES
@@ -37,11 +39,7 @@ def refresh(conf: Path, store: RecordStore, records: Sequence[Record], path: Pat
     Args:
         conf: the folder conf, with table, claim and figure.
     """
-    text = page(conf, store, records).encode()
-    if path.is_file() and path.read_bytes() == text:
-        return False
-    atomic_write(path, text)
-    return True
+    return write_if_changed(path, page(conf, store, records))
 
 
 def page(conf: Path, store: RecordStore, records: Sequence[Record]) -> str:
@@ -185,9 +183,8 @@ def _scale_table(group: Group, rows: Sequence[CellRow]) -> str:
 
 
 def _score(summary: Summary, metric: str) -> str:
-    factor = 1 if points(metric) else 100
     texts = [
-        f"{factor * value:.2f}" if abs(value) != float("inf") else "diverged"
+        f"{printed(metric, value):.2f}" if abs(value) != float("inf") else "diverged"
         for value in (summary.median, summary.low, summary.high)
     ]
     n = str(summary.n) if summary.n == summary.finished else f"{summary.finished}/{summary.n}"

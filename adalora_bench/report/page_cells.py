@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from adalora_bench.metrics import printed
 from adalora_bench.report.cells import Record
 from adalora_bench.report.kinds import mean_ranks
-from adalora_bench.report.series import Map, Shown, printed
+from adalora_bench.report.series import Map, Shown
 
 # Cividis at four places; values between are mixed.
 _COLOURS = ((0, 34, 78), (87, 93, 109), (165, 156, 116), (254, 232, 56))

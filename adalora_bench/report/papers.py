@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from adalora_bench.errors import UserError, unknown
-from adalora_bench.metrics import METRICS
+from adalora_bench import metrics
 from adalora_bench.report.cells import FINISHED, Record, arrange_seeds
 from adalora_bench.report.comparison import mean_sd
+from adalora_bench.report.paper_files import Column, PaperTable, Row
 from adalora_bench.report.statistics import Summary, summarise
 
-STATISTICS = ("median", "mean")
 VERDICTS = ("reproduced", "above", "below", "not comparable", "not run")
+# Settings that ask for more numbers and change none.
+ASKED = {"task.metrics"}
 # What a column can show that is no score: name -> (field, part, factor).
 COSTS: dict[str, tuple[str, str, float]] = {
     "train_hours": ("seconds", "train", 1 / 3600),
@@ -26,68 +26,6 @@ COSTS: dict[str, tuple[str, str, float]] = {
     "steps_per_second": ("", "steps_per_second", 1.0),
     "seconds_per_epoch": ("", "seconds_per_epoch", 1.0),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One column: the mean of one or more metrics (or a cost) on one task."""
-
-    label: str
-    task: str
-    metrics: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row: a method with the settings that make it this row, and what the paper printed for it.
-
-    Args:
-        set: dotted setting -> value, as it must stand in a record's config.
-        published: column label -> printed number; a column without one was not found.
-        source: where the numbers are from, if not from the table's source.
-    """
-
-    label: str
-    method: str
-    set: dict[str, Any] = field(default_factory=dict)
-    params: str | None = None
-    published: dict[str, float] = field(default_factory=dict)
-    source: str | None = None
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the method is our reading of a baseline whose source is not at hand."""
-        return self.label.endswith("(ours)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperTable:
-    """One table of a paper; see conf/table."""
-
-    paper: str
-    number: str
-    title: str
-    backbone: str
-    split: str
-    statistic: str
-    columns: list[Column]
-    rows: list[Row]
-    source: str
-    notes: list[str]
-
-    def __post_init__(self) -> None:
-        if self.statistic not in STATISTICS:
-            raise UserError(unknown("statistic of a table", self.statistic, STATISTICS))
-        labels = [column.label for column in self.columns]
-        for row in self.rows:
-            for label in row.published:
-                if label not in labels:
-                    raise UserError(unknown(f"published column of {row.label!r}", label, labels))
-
-    @property
-    def tasks(self) -> list[str]:
-        """Tasks of the columns, each once, in their order."""
-        return list(dict.fromkeys(column.task for column in self.columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,25 +69,6 @@ class Filled:
     used: dict[str, dict[str, list[Record]]]  # row label -> task -> the seeds that are shown
 
 
-def table_names(folder: Path) -> list[str]:
-    """Names of the tables in conf/table, sorted."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def load_table(folder: Path, name: str) -> PaperTable:
-    """One table of conf/table. UserError: no such table, or a file that does not fit."""
-    import yaml
-
-    from adalora_bench.config import typed
-
-    if name not in table_names(folder):
-        raise UserError(unknown("table", name, table_names(folder)))
-    table: PaperTable = typed(
-        PaperTable, yaml.safe_load((folder / f"{name}.yaml").read_text()), f"table/{name}"
-    )
-    return table
-
-
 def fill(name: str, table: PaperTable, records: Iterable[Record]) -> list[Filled]:
     """The table at every place that has records for it, and at paper scale in any case."""
     places: dict[Place, list[Record]] = {Place(scale="paper", backbone=table.backbone): []}
@@ -189,7 +108,7 @@ def fits(record: Record, row: Row, task: str) -> bool:
         return False
     if any(not _same(_setting(record["config"], key), value) for key, value in row.set.items()):
         return False
-    typed = {text.lstrip("+~").partition("=")[0] for text in record["overrides"]}
+    typed = {text.lstrip("+~").partition("=")[0] for text in record["overrides"]} - ASKED
     return (
         not {key for key in typed if key.split(".")[0] in ("method", "train", "task", "backbone")}
         - row.set.keys()
@@ -284,24 +203,17 @@ def _value(record: Record, column: Column) -> float | None:
     """One seed's number, as printed."""
     if record["status"] not in FINISHED:
         return None
-    values = [_one(record, metric) for metric in column.metrics]
+    values = [seed_value(record, metric) for metric in column.metrics]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _one(record: Record, metric: str) -> float | None:
+def seed_value(record: Record, metric: str) -> float | None:
+    """A score (x100, or points) or a cost of one finished seed; None where the record has none of that name."""
     if metric in COSTS:
         return _cost(record, metric)
     value = ((record.get("final") or {}).get("scores") or {}).get(metric)
-    if value is None:
-        return None
-    return float(value) if points(metric) else 100 * float(value)
-
-
-def points(metric: str) -> bool:
-    """Whether a metric is printed as it is (NIST, CIDEr, a judge's score), and not x100."""
-    base = metric if metric in METRICS else metric.rsplit("_", 1)[0]
-    return metric == "judge_score" or (base in METRICS and METRICS[base].unit == "points")
+    return None if value is None else metrics.printed(metric, value)
 
 
 def _cost(record: Record, name: str) -> float | None:
@@ -317,10 +229,8 @@ def _cost(record: Record, name: str) -> float | None:
 
 
 def _higher(column: Column) -> bool:
-    low = {"train_hours", "peak_memory_gb", "seconds_per_epoch"}
     metric = column.metrics[0]
-    base = metric if metric in METRICS else metric.rsplit("_", 1)[0]
-    return metric not in low and (base not in METRICS or METRICS[base].higher_is_better)
+    return metric == "steps_per_second" if metric in COSTS else metrics.higher_is_better(metric)
 
 
 def _mean(known: Sequence[float], diverged: int) -> float | None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adalora_bench.metrics import printed
 from adalora_bench.report.cells import FINISHED, CellRow, Record, arrange, arrange_seeds
-from adalora_bench.report.papers import points
 from adalora_bench.report.statistics import median
 
 Steps = Callable[[Record], list[dict[str, Any]]]  # the rows of a unit's steps.jsonl
@@ -173,11 +173,6 @@ def scores(cell: Shown, point: str = "final") -> dict[int, float | None]:
         elif record["status"] == "diverged":
             found[record["seed"]] = None
     return found
-
-
-def printed(metric: str, value: float) -> float:
-    """x100, or as it is for a metric in points."""
-    return float(value) if points(metric) else 100 * float(value)
 
 
 def setting(record: Record, dotted: str) -> Any:

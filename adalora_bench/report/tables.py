@@ -10,9 +10,10 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from adalora_bench.files import atomic_write
-from adalora_bench.records import RecordStore
+from adalora_bench.files import write_if_changed
+from adalora_bench.metrics import printed
 from adalora_bench.report.cells import CellRow, Group, Hidden, Record, Selection, arrange, cell_summary
+from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.statistics import Summary, median_coverage, standard_error
 from adalora_bench.schema import STATUSES
 
@@ -42,17 +43,15 @@ def build_tables(records: Iterable[Record], selection: Selection = "last") -> di
     return dict(sorted(tables.items()))
 
 
-def refresh(store_root: Path, tables_dir: Path, only: Collection[str] | None = None) -> list[Path]:
-    """Write <tables_dir>/<name>.md from the records below `store_root`; return the files whose content changed.
+def refresh(records: Iterable[Record], tables_dir: Path, only: Collection[str] | None = None) -> list[Path]:
+    """Write <tables_dir>/<name>.md from the records; return the files whose content changed.
 
     `only` names the tables to look at (default: all). UserError: the folder cannot be written.
     """
     written = []
-    for name, text in build_tables(RecordStore(store_root).scan(light=True).records).items():
+    for name, text in build_tables(records).items():
         path = tables_dir / f"{name}.md"
-        content = text.encode()
-        if (only is None or name in only) and not (path.is_file() and path.read_bytes() == content):
-            atomic_write(path, content)
+        if (only is None or name in only) and write_if_changed(path, text):
             written.append(path)
     return written
 
@@ -114,16 +113,16 @@ def _cell(row: CellRow, metric: str) -> str:
         return f"failed (n=0, {failed} failed)" if failed and not row.scores else "-"
     mark = "*" if row.statuses.get("collapsed") else ""
     seeds = f"n={summary.n}" if summary.finished == summary.n else f"n={summary.finished}/{summary.n}"
-    text = f"{_score(summary.median)}{mark} {_interval(summary)} {seeds}"
+    text = f"{_score(metric, summary.median)}{mark} {_interval(metric, summary)} {seeds}"
     return f"{text}, {failed} failed" if failed else text
 
 
-def _interval(summary: Summary) -> str:
-    return f"[{_score(summary.low)}, {_score(summary.high)}]"
+def _interval(metric: str, summary: Summary) -> str:
+    return f"[{_score(metric, summary.low)}, {_score(metric, summary.high)}]"
 
 
-def _score(value: float) -> str:
-    return f"{100 * value:.2f}" if math.isfinite(value) else DIVERGED
+def _score(metric: str, value: float) -> str:
+    return f"{printed(metric, value):.2f}" if math.isfinite(value) else DIVERGED
 
 
 def _baseline(rows: Sequence[CellRow], task: str, metric: str) -> str:
@@ -134,7 +133,8 @@ def _baseline(rows: Sequence[CellRow], task: str, metric: str) -> str:
         if value is None:
             continue
         error = standard_error(value, round(row.rows_report)) if metric == "acc" and row.rows_report else None
-        found.add(_score(value) if error is None else f"{_score(value)} (SE {100 * error:.2f})")
+        shown = _score(metric, value)
+        found.add(shown if error is None else f"{shown} (SE {100 * error:.2f})")
     return " or ".join(sorted(found)) or UNDEFINED
 
 
@@ -234,7 +234,7 @@ def _notes(
     ]
     notes += [_other_keys(others)] if others else []
     notes += [_stale(one) for one in stale]
-    return [_escape(note) for note in notes]
+    return [one_line(note) for note in notes]
 
 
 def _selection(rows: Sequence[CellRow], selection: Selection) -> str:
@@ -266,17 +266,6 @@ def _stale(one: Hidden) -> str:
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A pipe table, padded so that it reads as plain text too."""
-    texts = [[_escape(cell).replace("|", "\\|") for cell in line] for line in [head, *lines]]
-    widths = [max(len(line[column]) for line in texts) for column in range(len(head))]
-    padded = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in texts
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([padded[0], rule, *padded[1:]])
-
-
-def _escape(text: str) -> str:
-    # Labels and sentences come from settings: they must neither break a line nor open a tag.
-    return " ".join(text.split()).replace("<", "&lt;")
+    return pipe_table(
+        [one_line(cell) for cell in head], [[one_line(cell) for cell in line] for line in lines]
+    )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from adalora_bench.metrics import printed
 from adalora_bench.report.cells import CellRow
 from adalora_bench.report.statistics import Summary
 
@@ -29,9 +30,9 @@ def cells_table(rows: Sequence[CellRow]) -> Table:
         table.add_row(
             row.task,
             f"{row.label} @ {row.group.backbone}" if several else row.label,
-            row.main_metric + " " + ("-" if summary is None else _interval(summary)),
+            row.main_metric + " " + ("-" if summary is None else _interval(row.main_metric, summary)),
             "-" if summary is None else _n(summary, row.statuses),
-            _percent(row.baseline.get(row.main_metric)),
+            _score(row.main_metric, row.baseline.get(row.main_metric)),
             _change(row.rank_initial, row.rank_final),
             _change(row.params_initial, row.params_final),
             "-" if row.seconds is None else f"{row.seconds:.0f}",
@@ -39,8 +40,9 @@ def cells_table(rows: Sequence[CellRow]) -> Table:
     return table
 
 
-def _interval(summary: Summary) -> str:
-    return f"{_percent(summary.median)} [{_percent(summary.low)}, {_percent(summary.high)}]"
+def _interval(metric: str, summary: Summary) -> str:
+    median, low, high = (_score(metric, value) for value in (summary.median, summary.low, summary.high))
+    return f"{median} [{low}, {high}]"
 
 
 def _n(summary: Summary, statuses: dict[str, int]) -> str:
@@ -48,10 +50,10 @@ def _n(summary: Summary, statuses: dict[str, int]) -> str:
     return f"{n}*" if statuses.get("collapsed") else n
 
 
-def _percent(value: float | None) -> str:
+def _score(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.1f}" if abs(value) != float("inf") else "diverged"
+    return f"{printed(metric, value):.1f}" if abs(value) != float("inf") else "diverged"
 
 
 def _change(initial: float | None, final: float | None) -> str:

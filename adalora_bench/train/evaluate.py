@@ -52,22 +52,18 @@ class Scoring:
     dev_scores: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        self.examples = {id(rows): self.form.encode(rows, train=False) for rows in self._sets()}
+        self._report = {k: self.form.encode(rows, train=False) for k, rows in self.report.items()}
+        self._dev = {k: self.form.encode(rows, train=False) for k, rows in self.dev.items()}
         self.labels = {k: [self.form.task.gold(row) for row in rows] for k, rows in self.report.items()}
-
-    def _sets(self) -> list[list[Row]]:
-        return [*self.report.values(), *self.dev.values()]
 
     def scores(self) -> dict[str, float]:
         """Of the report rows, by name. Diverged: a prediction is not finite."""
-        self.predicted = {
-            suffix: self._predict(self.examples[id(rows)]) for suffix, rows in self.report.items()
-        }
+        self.predicted = {k: self._predict(examples) for k, examples in self._report.items()}
         values = [v for p in self.predicted.values() for v in p if isinstance(v, float)]
         if not all(map(math.isfinite, values)):
             raise Diverged(f"a prediction is not finite at step {self.run.step}")
         if self.dev:
-            predicted = {suffix: self._predict(self.examples[id(rows)]) for suffix, rows in self.dev.items()}
+            predicted = {k: self._predict(examples) for k, examples in self._dev.items()}
             self.dev_scores = self.form.score(predicted, self.dev)
         if self.metric == LOSS:
             rows = [row for part in (self.dev or self.report).values() for row in part]

@@ -17,7 +17,8 @@ import pytest
 from adalora_bench.compose import conf_dir
 from adalora_bench.report.formats import file_stem, render
 from adalora_bench.report.kinds import load_figures, pictures
-from adalora_bench.report.papers import fill, load_table
+from adalora_bench.report.paper_files import load_table
+from adalora_bench.report.papers import fill
 from adalora_bench.report.series import shown
 from adalora_bench.schema import misfit
 

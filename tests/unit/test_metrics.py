@@ -206,3 +206,27 @@ def test_import_is_light():
     heavy += ["nltk", "sacrebleu", "rouge_score", "evaluate"]
     answer = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("score_name", "base"),
+    [
+        ("acc", "acc"),
+        ("acc_matched", "acc"),
+        ("acc_gen_matched", "acc_gen"),
+        ("ter_pyter_all", "ter_pyter"),
+        ("ter_all", "ter"),
+        ("accuracy", None),
+    ],
+)
+def test_the_metric_behind_the_name_of_a_score(score_name: str, base: str | None) -> None:
+    found = metrics.of_score(score_name)
+    assert found is (None if base is None else metrics.METRICS[base])
+
+
+def test_how_scores_are_printed() -> None:
+    assert metrics.printed("acc_matched", 0.5) == 50.0
+    assert metrics.printed("nist_mteval", 8.5) == 8.5
+    assert metrics.printed("judge_score", 7.5) == 7.5
+    assert not metrics.higher_is_better("ter_seen")
+    assert metrics.higher_is_better("no_metric")

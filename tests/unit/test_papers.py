@@ -10,17 +10,10 @@ import pytest
 
 from adalora_bench.compose import conf_dir
 from adalora_bench.errors import UserError
-from adalora_bench.report.formats import caption, file_stem, marks, render
-from adalora_bench.report.papers import (
-    Column,
-    Filled,
-    PaperTable,
-    Row,
-    fill,
-    fits,
-    load_table,
-    table_names,
-)
+from adalora_bench.report.formats import file_stem, render
+from adalora_bench.report.paper_files import Column, PaperTable, Row, load_table, table_names
+from adalora_bench.report.papers import Filled, fill, fits
+from adalora_bench.report.wording import caption, marks
 
 FOLDER = conf_dir() / "table"
 PAPER_TABLES = {
@@ -245,3 +238,25 @@ def test_wrong_tables_are_refused() -> None:
         table(statistic="medain")
     with pytest.raises(UserError, match="RTE"):
         table(rows=[Row(label="r", method="lora", published={"RTEE": 1.0})])
+
+
+def test_asking_for_one_more_metric_makes_no_other_row() -> None:
+    row = Row(label="r", method="lora")
+    assert fits(record(0, 0.8) | {"overrides": ["task.metrics=[acc,f1]"]}, row, "rte")
+    assert not fits(record(0, 0.8) | {"overrides": ["task.max_length=64"]}, row, "rte")
+
+
+def test_less_is_better_marks_the_lowest() -> None:
+    def rows(method: str, ter: float) -> dict[str, Any]:
+        one = record(0, 0.5, key=method[0] * 64, settings_key=method[0] * 64)
+        return one | {
+            "names": FIVE[0]["names"] | {"method": method},
+            "final": {"scores": {"ter_all": ter, "acc": 0.5}},
+        }
+
+    three = table(
+        columns=[Column(label="TER", task="rte", metrics=["ter_all"])],
+        rows=[Row(label=m, method=m) for m in ("aa", "bb", "cc")],
+    )
+    (filled,) = fill("t", three, [rows("aa", 0.5), rows("bb", 0.4), rows("cc", 0.6)])
+    assert marks(filled, three.columns[0]) == {"bb": "best", "aa": "second"}

@@ -1,0 +1,136 @@
+"""What a filled table of a paper says in words: its cells, marks, caption and costs. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from adalora_bench.metrics import higher_is_better
+from adalora_bench.report.cells import Record, caveat_of
+from adalora_bench.report.paper_files import Column
+from adalora_bench.report.papers import COSTS, VERDICTS, Cell, Filled
+from adalora_bench.report.statistics import median, median_coverage
+from adalora_bench.schema import STATUSES
+
+NOT_FOUND = "not found"
+
+
+def ours(cell: Cell, places: int = 2) -> str:
+    """88.09 [87.73, 88.45] n=5, or why there is no number."""
+    if cell.value is None:
+        return "not run" if cell.verdict == "not run" else f"no score (n=0/{cell.n})"
+    if not math.isfinite(cell.value):
+        return f"diverged n={cell.finished}/{cell.n}"
+    star = "*" if cell.collapsed else ""
+    seeds = f"n={cell.n}" if cell.n == cell.finished else f"n={cell.finished}/{cell.n}"
+    low = f"{cell.low:.{places}f}" if cell.low is not None and math.isfinite(cell.low) else "diverged"
+    return f"{cell.value:.{places}f}{star} [{low}, {cell.high:.{places}f}] {seeds}"
+
+
+def theirs(cell: Cell) -> str:
+    """The published number, or that it was not found."""
+    return NOT_FOUND if cell.published is None else f"{cell.published:g}"
+
+
+def against(cell: Cell) -> str:
+    """Signed gap and verdict."""
+    if cell.verdict == "not run" or cell.published is None:
+        return cell.verdict if cell.published is not None else ""
+    return cell.verdict if cell.gap is None else f"{cell.gap:+.2f}, {cell.verdict}"
+
+
+def marks(filled: Filled, column: Column) -> dict[str, str]:
+    """Row label -> "best" or "second"; what lies within the best row's range is not ranked apart from it.
+
+    Costs are not ranked. Rows within the noise of each other share a mark; with one row there is none.
+    """
+    if set(column.metrics) & COSTS.keys():
+        return {}
+    sign = 1.0 if higher_is_better(column.metrics[0]) else -1.0
+    found = {
+        label: cells[column.label]
+        for label, cells in filled.cells.items()
+        if cells[column.label].value is not None and math.isfinite(cells[column.label].value or math.nan)
+    }
+    if len(found) < 2:
+        return {}
+    marked: dict[str, str] = {}
+    for mark in ("best", "second"):
+        left = {label: cell for label, cell in found.items() if label not in marked}
+        if not left:
+            break
+        top = max(left.values(), key=lambda cell: sign * (cell.value or 0.0))
+        edge = top.low if sign > 0 else top.high
+        if edge is None or not math.isfinite(edge):
+            edge = top.value  # a diverged seed tells nothing about the noise of the others
+        for label, cell in left.items():
+            if cell is top or (edge is not None and sign * (cell.value or 0.0) >= sign * edge):
+                marked[label] = mark
+    return marked
+
+
+def caption(filled: Filled) -> list[str]:
+    """What a reader must know of the numbers, one sentence or two each."""
+    table, place = filled.table, filled.place
+    seeds = [record for by_task in filled.used.values() for chosen in by_task.values() for record in chosen]
+    lines = [f"{table.paper}, Table {table.number}: {table.title}. Published numbers: {table.source}."]
+    if not seeds:
+        lines.append(f"Scale `{place.scale}`, backbone `{place.backbone}`: no cell was run.")
+    else:
+        splits = ", ".join(f"`{split}`" for split in sorted({record["split"] for record in seeds}))
+        lines.append(
+            f"Scale `{place.scale}`, backbone `{place.backbone}`, split {splits}, selection: the last step."
+        )
+        if place.scale != "paper":
+            lines.append("Shortened training: no number here stands for a published one.")
+        counts = Counter(record["status"] for record in seeds)
+        lines.append("Seeds: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES) + ".")
+    lines.append(
+        f"Ours: {table.statistic} [min, max] over seeds, scores x100; a [min, max] of 5 is a "
+        f"{100 * median_coverage(5):.2f} % interval for the median. `*`: a seed collapsed (one prediction for every "
+        "row). A diverged seed ranks last and counts."
+    )
+    lines += sorted({f"Backbone: {text}" for record in seeds if (text := caveat_of(record))})
+    lines += sorted(
+        {f"Method `{r['names']['method']}`: {note}." for r in seeds for note in r.get("notes") or []}
+    )
+    lines += sorted({f"Subset: {r['names']['task']}: {r['subset']}." for r in seeds if r.get("subset")})
+    signatures = sorted({f"`{text}`" for record in seeds for text in (record.get("metrics") or {}).values()})
+    lines += [f"Metrics: {', '.join(signatures)}."] if signatures else []
+    lines += [f"{note[0].upper()}{note[1:]}" for note in table.notes]
+    for source in dict.fromkeys(row.source for row in table.rows if row.source):
+        labels = ", ".join(row.label for row in table.rows if row.source == source)
+        lines.append(f"Published numbers of {labels}: {source}.")
+    totals = Counter(cell.verdict for row in filled.cells.values() for cell in row.values())
+    lines.append("Verdicts: " + ", ".join(f"{totals[name]} {name}" for name in VERDICTS) + ".")
+    return lines
+
+
+def costs(filled: Filled) -> list[list[str]]:
+    """Row, published parameters, ours initial -> final, seconds of training and peak memory (medians over what ran)."""
+    lines = []
+    for row in filled.table.rows:
+        seeds = [record for chosen in filled.used[row.label].values() for record in chosen]
+        initial, final = (_middle(seeds, "params", part) for part in ("adapter_initial", "adapter_final"))
+        change = "-" if initial is None else f"{initial:,.0f}"
+        if final is not None and final != initial:
+            change += f" -> {final:,.0f}"
+        seconds = _middle(seeds, "seconds", "train")
+        memory = [float(r["peak_memory_bytes"]) for r in seeds if r.get("peak_memory_bytes")]
+        lines.append(
+            [
+                row.label,
+                row.params or NOT_FOUND,
+                change,
+                "-" if seconds is None else f"{seconds:,.0f}",
+                f"{median(memory) / 2**30:.2f}" if memory else "-",
+            ]
+        )
+    return lines
+
+
+def _middle(seeds: Sequence[Record], field: str, part: str) -> float | None:
+    found = [(record.get(field) or {}).get(part) for record in seeds]
+    known = [float(value) for value in found if value is not None]
+    return median(known) if known else None
