@@ -5,6 +5,7 @@ They are unmodified; each is a Method whose `attach` puts the peer's layers into
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from adalora_bench.train.state import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peer(Method):
+class Peer(Method, ABC):
     """Settings that every peer shares."""
 
     version: int = 1
@@ -33,9 +34,9 @@ class Peer(Method):
         for param in run.head:
             param.requires_grad_(True)
 
+    @abstractmethod
     def insert(self, run: Run) -> None:
         """Put the peer's layers into run.model."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

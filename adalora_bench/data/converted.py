@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted(Task):
+class Converted(Task, ABC):
     """A derived class says which columns it reads and what becomes of one row."""
 
+    @abstractmethod
     def raw_columns(self, split: str) -> list[str]:
         """The columns of the files of a split that `expand` looks at."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expand(self, raw: Row, split: str) -> list[Row]:
         """The rows that one row of a file becomes. ValueError: what is wrong with it, in a few words."""
-        raise NotImplementedError
 
     def file_split(self, split: str) -> str:
         """The split of the source that holds the rows of one of this task's splits."""

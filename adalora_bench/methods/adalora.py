@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
-from adalora_bench.methods.base import Facts, Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import (
+    Facts,
+    Method,
+    require_at_least_one,
+    require_below_one,
+    require_positive,
+)
 from adalora_bench.train.schedule import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.lowrank.adapter import RankBlock
     from adalora_bench.train.state import Run
 
 EPSILON = 1e-5  # of the scale alpha / (r + EPSILON), as in the authors' code
@@ -52,8 +57,7 @@ class AdaLora(Method):
         require_positive("method.alpha", self.alpha)
         require_positive("method.init_std", self.init_std)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("dropout", self.dropout)):
-            if not 0 <= value < 1:
-                raise UserError(f"method.{name}={value} must lie in [0, 1).")
+            require_below_one(f"method.{name}", value)
         if not self.orthogonality >= 0:
             raise UserError(f"method.orthogonality={self.orthogonality} must not be negative.")
 
@@ -116,7 +120,7 @@ class AdaLora(Method):
 
         if self.orthogonality == 0:
             return None
-        matrices = [x for block in self._blocks(run) for x in (block.a, block.b)]
+        matrices = [x for block in run.rank_blocks() for x in (block.a, block.b)]
         return self.orthogonality * mean_orthogonality(matrices, squared=self.orthogonality_squared)
 
     def after_step(self, run: Run) -> None:
@@ -156,11 +160,8 @@ class AdaLora(Method):
 
     # -- parts ----------------------------------------------------------------------------------------------
 
-    def _blocks(self, run: Run) -> list[RankBlock]:
-        return [block for layer in run.adapters.values() for block in layer.rank_blocks()]
-
     def _parts(self, run: Run) -> list[nn.Parameter]:
-        return [p for block in self._blocks(run) for p in (block.gate, block.a, block.b)]
+        return [p for block in run.rank_blocks() for p in (block.gate, block.a, block.b)]
 
     def _score(self, run: Run) -> None:
         """Eq. 8-10 for all entries of all triplets, laid end to end."""

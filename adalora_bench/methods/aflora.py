@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import Diverged, PromiseBroken, UserError, unknown
-from adalora_bench.methods.base import ROLES, Facts, Method, require_at_least_one
+from adalora_bench.methods.base import ROLES, Facts, Method, require_at_least_one, require_below_one
 from adalora_bench.train.schedule import Phase
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class AfLora(Method):
         require_at_least_one("method.rank", self.rank)
         require_at_least_one("method.window", self.window)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("dropout", self.dropout)):
-            if not 0 <= value < 1:
-                raise UserError(f"method.{name}={value} must lie in [0, 1).")
+            require_below_one(f"method.{name}", value)
         if not 0 < abs(self.d_init) < math.inf:
             raise UserError(f"method.d_init={self.d_init} must be a finite number other than 0.")
         for name, valid in (("score", SCORES), ("deviation_from", ("previous", "updated"))):

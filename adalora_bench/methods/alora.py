@@ -20,6 +20,7 @@ from adalora_bench.methods.base import (
     Facts,
     Method,
     require_at_least_one,
+    require_below_one,
     require_not_negative,
     require_positive,
 )
@@ -64,8 +65,7 @@ class Alora(Method):
             require_at_least_one("method.n_prune", self.n_prune)
         require_positive("method.alpha", self.alpha)
         require_not_negative("method.score_grid", self.score_grid)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
         for name, valid in (
             ("scorer", ("exact", "screened", "brute")),
             ("grow_out", ("zero", "random")),

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.methods.alora import Alora, Rows
-from adalora_bench.methods.base import require_not_negative, require_positive
+from adalora_bench.methods.base import require_below_one, require_not_negative, require_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adalora_bench.lowrank.adapter import RankBlock
     from adalora_bench.train.state import Run
 
 
@@ -40,8 +39,7 @@ class AloraDnas(Alora):
         require_positive("method.arch_lr", self.arch_lr)
         require_not_negative("method.arch_weight_decay", self.arch_weight_decay)
         for name in ("arch_beta1", "arch_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"method.{name}={getattr(self, name)} must lie in [0, 1).")
+            require_below_one(f"method.{name}", getattr(self, name))
         if not 0 < self.arch_share < 1:
             raise UserError(f"method.arch_share={self.arch_share} must lie between 0 and 1.")
         if self.gates_after not in ("keep", "one"):
@@ -58,7 +56,7 @@ class AloraDnas(Alora):
         import torch
 
         super().setup(run)
-        like = _blocks(run)[0].gate
+        like = run.rank_blocks()[0].gate
         # per rank: a, its two moments, its steps; a = 0 is gate 1
         run.scratch["architecture"] = torch.zeros(run.total_rank, 4, dtype=like.dtype, device=like.device)
 
@@ -70,7 +68,7 @@ class AloraDnas(Alora):
             self._architecture_step(run)
         elif run.scratch.pop("architecture", None) is not None and self.gates_after == "one":
             with torch.no_grad():
-                for block in _blocks(run):
+                for block in run.rank_blocks():
                     block.gate.fill_(1)
 
     def importance(self, run: Run) -> tuple[Rows, Rows]:
@@ -87,7 +85,7 @@ class AloraDnas(Alora):
         from adalora_bench.lowrank.ablation import standing_in
         from adalora_bench.lowrank.scores import relaxed_gate
 
-        blocks, rows = _blocks(run), run.scratch["architecture"]
+        blocks, rows = run.rank_blocks(), run.scratch["architecture"]
         sizes = [block.rank for block in blocks]
         a = rows[:, 0].clone().requires_grad_()
         gates = relaxed_gate(a)
@@ -129,8 +127,7 @@ class AloraSensi(Alora):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"method.{name}={getattr(self, name)} must lie in [0, 1).")
+            require_below_one(f"method.{name}", getattr(self, name))
 
     def validation_batches(self) -> tuple[int, int]:
         return 0, 0
@@ -139,7 +136,7 @@ class AloraSensi(Alora):
         import torch
 
         super().setup(run)
-        like = _blocks(run)[0].a
+        like = run.rank_blocks()[0].a
         size = sum(
             layer.rank * width for layer, width in zip(run.adapters.values(), self._widths(run), strict=True)
         )
@@ -248,7 +245,3 @@ def ranks_before(run: Run, pruned: Sequence[Sequence[int]], gained: Mapping[int,
     """Ranks of each matrix before the round that has just been made."""
     layers = enumerate(run.adapters.values())
     return [layer.rank + len(pruned[m]) - gained.get(m, 0) for m, layer in layers]
-
-
-def _blocks(run: Run) -> list[RankBlock]:
-    return [block for layer in run.adapters.values() for block in layer.rank_blocks()]

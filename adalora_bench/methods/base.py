@@ -190,6 +190,12 @@ def require_not_negative(name: str, value: float) -> None:
         raise UserError(f"{name}={value} must be a finite number, 0 or above.")
 
 
+def require_below_one(name: str, value: float) -> None:
+    """Raises UserError unless 0 <= value < 1: a probability of dropout, the weight of an average's past."""
+    if not 0 <= value < 1:
+        raise UserError(f"{name}={value} must lie in [0, 1).")
+
+
 def require_at_least_one(name: str, value: int) -> None:
     """Raises UserError for a configured count below 1 (a rank of 0 trains nothing)."""
     if value < 1:

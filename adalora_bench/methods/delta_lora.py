@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.methods.base import Facts, Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import (
+    Facts,
+    Method,
+    require_at_least_one,
+    require_below_one,
+    require_positive,
+)
 from adalora_bench.train.schedule import Phase
 
 if TYPE_CHECKING:
@@ -46,8 +52,7 @@ class DeltaLora(Method):
         require_positive("method.alpha", self.alpha)
         if not 0 <= self.ratio < float("inf"):
             raise UserError(f"method.ratio={self.ratio} must be a number from 0 on; 0 is plain LoRA.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
         if self.dropout > 0 and not self.allow_dropout:
             raise UserError(
                 f"method.dropout={self.dropout}: with dropout in its branch, the step of AB no longer stands for one "

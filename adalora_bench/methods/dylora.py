@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.methods.base import Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import Method, require_at_least_one, require_below_one, require_positive
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,8 +44,7 @@ class DyLora(Method):
                 f"method.eval_rank={self.eval_rank} must lie in [{self.rank_min}, {self.rank_max}], the ranks that "
                 "are trained (method.rank_min, method.rank_max)."
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
 
     @property
     def final_rank(self) -> int:
@@ -146,4 +145,4 @@ class DyLora(Method):
 
 
 def _factors(run: Run) -> list[nn.Parameter]:
-    return [p for layer in run.adapters.values() for block in layer.rank_blocks() for p in (block.a, block.b)]
+    return [p for block in run.rank_blocks() for p in (block.a, block.b)]

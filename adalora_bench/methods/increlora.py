@@ -16,6 +16,7 @@ from adalora_bench.methods.base import (
     Facts,
     Method,
     require_at_least_one,
+    require_below_one,
     require_not_negative,
     require_positive,
 )
@@ -59,8 +60,7 @@ class IncreLora(Method):
         require_positive("method.alpha", self.alpha)
         require_positive("method.init_std", self.init_std)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("dropout", self.dropout)):
-            if not 0 <= value < 1:
-                raise UserError(f"method.{name}={value} must lie in [0, 1).")
+            require_below_one(f"method.{name}", value)
         require_not_negative("method.orthogonality", self.orthogonality)
         require_not_negative("method.reserve_gate", self.reserve_gate)
         if self.score_norm not in ("avg", "sqrt"):

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError, unknown
-from adalora_bench.methods.base import ROLES, Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import (
+    ROLES,
+    Method,
+    require_at_least_one,
+    require_below_one,
+    require_positive,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +46,7 @@ class Lora(Method):
                 )
             require_at_least_one(f"method.rank_pattern.{role}", rank)
         require_positive("method.alpha", self.alpha)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
 
     def rank_of(self, role: str) -> int:
         return (self.rank_pattern or {}).get(role, self.rank)

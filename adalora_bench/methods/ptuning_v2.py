@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.methods.base import Facts, Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import (
+    Facts,
+    Method,
+    require_at_least_one,
+    require_below_one,
+    require_positive,
+)
 
 if TYPE_CHECKING:
     from adalora_bench.train.state import Run
@@ -34,8 +40,7 @@ class PTuningV2(Method):
         require_attention_targets(self.targets)
         require_at_least_one("method.tokens", self.tokens)
         require_positive("method.init_std", self.init_std)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
 
     def precheck(self, facts: Facts) -> None:
         super().precheck(facts)

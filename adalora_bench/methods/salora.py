@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.methods.base import Facts, Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import (
+    Facts,
+    Method,
+    require_at_least_one,
+    require_below_one,
+    require_positive,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.lowrank.adapter import RankBlock
     from adalora_bench.train.state import Group, Run
 
 MARGIN = 1e-6  # draws stay this far from 0 and 1, where logit is infinite
@@ -63,8 +68,7 @@ class SaLora(Method):
             raise UserError(f"method.log_alpha={self.log_alpha} must be finite.")
         if not self.orthogonality >= 0:
             raise UserError(f"method.orthogonality={self.orthogonality} must not be negative.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
 
     def precheck(self, facts: Facts) -> None:
         super().precheck(facts)
@@ -95,7 +99,7 @@ class SaLora(Method):
         from adalora_bench.train.state import Group
 
         adapter, head = super().param_groups(run)
-        gates = [block.gate for block in _blocks(run)]
+        gates = [block.gate for block in run.rank_blocks()]
         mine = {id(gate) for gate in gates}
         adapter.params = [p for p in adapter.params if id(p) not in mine]
         warmup = run.settings.warmup
@@ -109,7 +113,7 @@ class SaLora(Method):
 
     def setup(self, run: Run) -> None:
         run.scratch["forced"] = 0  # ranks that were open at the end and went for the budget
-        run.scratch["multiplier"] = _blocks(run)[0].gate.detach().new_zeros(())
+        run.scratch["multiplier"] = run.rank_blocks()[0].gate.detach().new_zeros(())
         self._without_chance(run)
 
     def before_forward(self, run: Run) -> None:
@@ -118,7 +122,7 @@ class SaLora(Method):
 
         from adalora_bench.lowrank.scores import hard_concrete_sample
 
-        blocks = _blocks(run)
+        blocks = run.rank_blocks()
         draws = torch.rand(sum(block.rank for block in blocks), generator=run.generator, dtype=torch.float64)
         pieces = draws.clamp(MARGIN, 1 - MARGIN).split([block.rank for block in blocks])
         samples = []
@@ -136,7 +140,7 @@ class SaLora(Method):
 
         total: Tensor = run.scratch["multiplier"] * self.excess(run)
         if self.orthogonality > 0:
-            matrices = [x for block in _blocks(run) for x in (block.a, block.b)]
+            matrices = [x for block in run.rank_blocks() for x in (block.a, block.b)]
             total = total + self.orthogonality * mean_orthogonality(
                 matrices, squared=self.orthogonality_squared
             )
@@ -146,7 +150,7 @@ class SaLora(Method):
         """Carry the gradient of the gates, summed over the micro-batches, on to log_alpha."""
         import torch
 
-        gates = [block.step_gate for block in _blocks(run)]
+        gates = [block.step_gate for block in run.rank_blocks()]
         samples = run.scratch.pop("samples")
         pairs = [
             (z, g.grad) for z, g in zip(samples, gates, strict=True) if g is not None and g.grad is not None
@@ -168,7 +172,7 @@ class SaLora(Method):
         from adalora_bench.lowrank.allocate import keep_best
 
         self._without_chance(run)
-        values = torch.cat([block.effective_gate() for block in _blocks(run)])
+        values = torch.cat([block.effective_gate() for block in run.rank_blocks()])
         scores = run.reduce(values.double().cpu())
         kept = scores > 0
         if self.exact_budget:
@@ -177,7 +181,7 @@ class SaLora(Method):
             )
             run.scratch["forced"] = int((kept & ~best).sum())
             kept &= best
-        pieces = iter(kept.split([block.rank for block in _blocks(run)]))
+        pieces = iter(kept.split([block.rank for block in run.rank_blocks()]))
         for name, layer in run.adapters.items():
             before = layer.rank
             for block in layer.rank_blocks():
@@ -210,16 +214,12 @@ class SaLora(Method):
 
         from adalora_bench.lowrank.scores import expected_open
 
-        logits = torch.cat([block.gate for block in _blocks(run)])
+        logits = torch.cat([block.gate for block in run.rank_blocks()])
         expected = expected_open(logits, beta=self.beta, low=self.low, high=self.high).sum()
         return (expected / len(run.adapters) - self.target_rank).clamp(min=0)
 
     def _without_chance(self, run: Run) -> None:
         from adalora_bench.lowrank.scores import hard_concrete_gate
 
-        for block in _blocks(run):
+        for block in run.rank_blocks():
             block.step_gate = hard_concrete_gate(block.gate.detach(), low=self.low, high=self.high)
-
-
-def _blocks(run: Run) -> list[RankBlock]:
-    return [block for layer in run.adapters.values() for block in layer.rank_blocks()]

@@ -13,7 +13,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench.errors import PromiseBroken, UserError, unknown
-from adalora_bench.methods.base import Facts, Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import (
+    Facts,
+    Method,
+    require_at_least_one,
+    require_below_one,
+    require_positive,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,8 +54,7 @@ class Sora(Method):
         for name in ("gate_lr", "gate_eps"):
             if getattr(self, name) is not None:
                 require_positive(f"method.{name}", getattr(self, name))
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
         for name, value in (("lam", self.lam), ("xi", self.xi), ("l1_mean", self.l1_mean)):
             if value is not None and not 0 <= value < math.inf:
                 raise UserError(f"method.{name}={value} must be a finite number, not negative.")
@@ -206,7 +211,7 @@ class Sora(Method):
 
 
 def _gates(run: Run) -> list[nn.Parameter]:
-    return [block.gate for layer in run.adapters.values() for block in layer.rank_blocks()]
+    return [block.gate for block in run.rank_blocks()]
 
 
 def _gate_group(run: Run) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.methods.base import Facts, require_at_least_one, require_positive
+from adalora_bench.methods.base import Facts, require_at_least_one, require_below_one, require_positive
 from adalora_bench.methods.searched import KEPT, Searched
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class Ssp(Searched):
             raise UserError(
                 f"method.budget={self.budget} must be a share of the candidates' parameters, in (0, 1]."
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
 
     def precheck(self, facts: Facts) -> None:
         super().precheck(facts)
@@ -69,7 +68,7 @@ class Ssp(Searched):
         return list(run.adapters)
 
     def choices(self, run: Run) -> list[nn.Parameter]:
-        return [block.gate for block in _blocks(run)]
+        return [block.gate for block in run.rank_blocks()]
 
     # -- the search -----------------------------------------------------------------------------------------
 
@@ -87,7 +86,7 @@ class Ssp(Searched):
 
         if KEPT in run.scratch:
             return
-        for block in _blocks(run):
+        for block in run.rank_blocks():
             assert block.step_gate is not None
             if block.step_gate.grad is not None:
                 gate = relaxed_gate(block.gate.detach())
@@ -101,13 +100,13 @@ class Ssp(Searched):
     def best(self, run: Run) -> list[int]:
         import torch
 
-        gates = run.reduce(torch.stack([_gate_of(block) for block in _blocks(run)])).tolist()
+        gates = run.reduce(torch.stack([_gate_of(block) for block in run.rank_blocks()])).tolist()
         return fitting(gates, [_cost(layer) for layer in run.adapters.values()], self.budget)
 
     def harden(self, run: Run, kept: Sequence[int]) -> None:
         import torch
 
-        for i, (block, (name, layer)) in enumerate(zip(_blocks(run), run.adapters.items(), strict=True)):
+        for i, (block, (name, layer)) in enumerate(zip(run.rank_blocks(), run.adapters.items(), strict=True)):
             assert block.step_gate is not None
             block.gate.data.copy_(block.step_gate)
             block.step_gate = None
@@ -134,7 +133,7 @@ class Ssp(Searched):
     def _open_gates(self, run: Run, *, learn: bool) -> None:
         from adalora_bench.lowrank.scores import relaxed_gate
 
-        for block in _blocks(run):
+        for block in run.rank_blocks():
             # ranks share a gate; their numbers may differ in the last bit, after the optimizer's vector instructions
             gate = relaxed_gate(_gate_of(block)).expand(block.rank).clone()
             block.step_gate = gate.requires_grad_(learn)
@@ -152,10 +151,6 @@ def fitting(scores: Sequence[float], costs: Sequence[int], budget: float) -> lis
             kept.append(i)
             room -= costs[i]
     return sorted(kept)
-
-
-def _blocks(run: Run) -> list[RankBlock]:
-    return [block for layer in run.adapters.values() for block in layer.rank_blocks()]
 
 
 def _gate_of(block: RankBlock) -> Tensor:

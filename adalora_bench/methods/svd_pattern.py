@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.methods.base import Method, require_at_least_one, require_not_negative, require_positive
+from adalora_bench.methods.base import (
+    Method,
+    require_at_least_one,
+    require_below_one,
+    require_not_negative,
+    require_positive,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,8 +53,7 @@ class SvdPattern(Method):
         require_positive("method.alpha", self.alpha)
         require_positive("method.init_std", self.init_std)
         require_not_negative("method.orthogonality", self.orthogonality)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
         if self.scale_by not in ("active", "target", "none"):
             raise UserError(f"method.scale_by={self.scale_by!r} must be active, target or none.")
         if self.ranks is not None:
@@ -115,7 +120,7 @@ class SvdPattern(Method):
 
         if self.orthogonality == 0:
             return None
-        blocks = [block for layer in run.adapters.values() for block in layer.rank_blocks()]
+        blocks = run.rank_blocks()
         matrices = [x for block in blocks for x in (block.a, block.b)]
         return self.orthogonality * mean_orthogonality(matrices, squared=self.orthogonality_squared)
 

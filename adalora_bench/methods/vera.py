@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.methods.base import Method, require_at_least_one, require_positive
+from adalora_bench.methods.base import Method, require_at_least_one, require_below_one, require_positive
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,8 +34,7 @@ class Vera(Method):
         require_positive("method.d_init", self.d_init)
         if not 0 <= self.projection_seed < 2**63:
             raise UserError(f"method.projection_seed={self.projection_seed} must lie in [0, 2^63).")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1).")
+        require_below_one("method.dropout", self.dropout)
 
     def projections(self, in_features: int, out_features: int) -> tuple[Tensor, Tensor]:
         """A (rank, in) and B (rank, out), float32 on the CPU: the same numbers in every run and under every seed.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adalora_bench.errors import Diverged
-from adalora_bench.lowrank.adapter import LowRankLinear
+from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.budget import Budget, RankEvent, total_rank, trainable
 from adalora_bench.train.schedule import Phase, lr_factor, phase_steps
 
@@ -118,6 +118,10 @@ class Run:
     @property
     def total_rank(self) -> int:
         return total_rank(self.adapters)
+
+    def rank_blocks(self) -> list[RankBlock]:
+        """All blocks of all adapters, in the model's order."""
+        return [block for layer in self.adapters.values() for block in layer.rank_blocks()]
 
     # -- what a method does ---------------------------------------------------------------------------------
 
