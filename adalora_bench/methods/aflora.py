@@ -39,6 +39,7 @@ class AfLora(Method):
     beta2: float
     deviation_from: str
     window: int
+    freeze: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +71,7 @@ class AfLora(Method):
         super().precheck(facts)
         start = facts.steps("method.initial_warmup", self.initial_warmup)
         tail = facts.steps("method.final_phase", self.final_phase)
-        if not self.train_matrices:
+        if not self.train_matrices or not self.freeze:
             return
         if start + tail >= facts.total_steps:
             raise UserError(
@@ -121,7 +122,7 @@ class AfLora(Method):
 
         matrices = self.matrices(run)
         frozen = {k for k, (_, p) in enumerate(matrices) if not p.requires_grad}
-        if len(frozen) == len(matrices):
+        if len(frozen) == len(matrices) or not self.freeze:
             return
         for k, (_, p) in enumerate(matrices):
             if k not in frozen:
@@ -169,8 +170,11 @@ class AfLora(Method):
         ]
 
     def _wanted(self, step: int, run: Run, n: int) -> int:
-        """floor(r(t) * n): all of them once the tail begins."""
+        """floor(r(t) * n): all of them once the tail begins; none with freeze: false."""
         from adalora_bench.lowrank.allocate import freezing_fraction
+
+        if not self.freeze:
+            return 0
 
         state = run.scratch
         return math.floor(

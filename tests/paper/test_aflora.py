@@ -41,6 +41,7 @@ METHOD = AfLora(
     beta2=0.95,
     deviation_from="previous",
     window=1,
+    freeze=True,
 )
 ROLES = {"q": "q", "up": "up", "down": "down"}
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -577,6 +578,15 @@ def test_an_empty_window_is_refused_with_the_numbers() -> None:
         paper.precheck(replace(facts, total_steps=17))  # 5 + 12: not one step
     paper.precheck(replace(facts, total_steps=20))  # 5 + 14
     replace(paper, train_matrices=[]).precheck(facts)  # nothing to freeze, nothing to refuse
+    replace(paper, freeze=False).precheck(facts)
+
+
+def test_table4_all_trainable_freezes_nothing() -> None:
+    method = replace(METHOD, train_matrices=["all"], freeze=False)
+    run = to_the_end(method, started(method))
+    method.check(run)
+    assert not frozen(run)
+    assert not [event for event in run.events if event.kind == "freeze"]
 
 
 def test_a_window_of_averages_longer_than_the_start_is_refused() -> None:

@@ -1,0 +1,182 @@
+"""The settings of the CPU scale: three learning rates for every method, compared on rows held out from training.
+
+python scripts/search_cpu.py --task stsb                run what is missing (one seed, split=holdout; resumable)
+python scripts/search_cpu.py --choose                   write the recipes and docs/search.md from the records
+
+Every method gets the same three trials: the learning rate of its general settings (conf/method) times 1, 2 and 5, all
+else as conf/method and conf/pair say. The best score on the held-out rows wins, the smaller rate in a tie. The reported
+rows are never looked at. Records lie in results/search, apart from those of the tables. LoRA and IncreLoRA keep the
+settings that `make demo` has for film_reviews, found in the same way before this script (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "results" / "search"
+PAGE = ROOT / "docs" / "search.md"
+FACTORS = (1, 2, 5)
+METHODS = (
+    "full",
+    "bitfit",
+    "lora",
+    "adalora",
+    "dylora",
+    "salora",
+    "vera",
+    "sora",
+    "increlora",
+    "aflora",
+    "delta_lora",
+    "alora",
+    "houlsby",
+    "pfeiffer",
+)
+TASKS = ("stsb", "mrpc", "film_reviews")
+BY_HAND = {"film_reviews": ("lora", "increlora")}
+# Lines of a recipe beside the learning rate; they hold in the search too.
+FIXED: dict[str, dict[str, Any]] = {"alora": {"rounds": 4, "scorer": "screened"}}
+WHY = {"alora": "fewer rounds than the paper's 8 and the screened scorer keep a unit within minutes"}
+
+
+def methods_of(task: str) -> list[str]:
+    return [name for name in METHODS if name not in BY_HAND.get(task, ())]
+
+
+def rates(method: str) -> list[float]:
+    """The learning rates that are tried: conf/method's own times FACTORS."""
+    text = (ROOT / "conf" / "method" / f"{method}.yaml").read_text(encoding="utf-8")
+    own: dict[str, Any] = yaml.safe_load(text)
+    if "lr" not in own:  # a preset: its method's
+        parent = next(name for name in own["defaults"] if name != "_self_")
+        return rates(parent)
+    return [float(f"{float(own['lr']) * factor:.3g}") for factor in FACTORS]
+
+
+def recipe_file(method: str, task: str) -> Path:
+    return ROOT / "conf" / "recipe" / "minilm_l6" / task / f"{method}.yaml"
+
+
+def command(method: str, task: str, jobs: int) -> list[str]:
+    """The sweep of one method's trials, as a user would type it."""
+    fixed = [f"method.{name}={value}" for name, value in FIXED.get(method, {}).items()]
+    swept = f"method.lr={','.join(f'{rate:g}' for rate in rates(method))}"
+    return [
+        *(sys.executable, "-m", "adalora_bench.cli", "run", "-m"),
+        *(f"method={method}", f"task={task}", swept, *fixed),
+        *("backbone=minilm_l6", "scale=cpu", "split=holdout", "seeds=[0]"),
+        *(f"results_dir={RECORDS}", f"jobs={jobs}"),
+    ]
+
+
+def trials(task: str) -> dict[str, dict[float, dict[str, Any]]]:
+    """method -> learning rate -> its newest record under the present settings of the search."""
+    found: dict[str, dict[float, dict[str, Any]]] = {}
+    for path in sorted(RECORDS.glob(f"runs/{task}/minilm_l6/*/*/seed0/record.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        method, settings = record["names"]["method"], record["config"]["method"]
+        fixed = FIXED.get(method, {})
+        if method in methods_of(task) and all(settings[name] == value for name, value in fixed.items()):
+            found.setdefault(method, {})[float(settings["lr"])] = record
+    return found
+
+
+def score(record: dict[str, Any]) -> float:
+    """The task's main score after the last step; a diverged trial is below all."""
+    value = record["final"]["scores"][record["main_metric"]] if record["status"] != "diverged" else None
+    return -1.0 if value is None else float(value)
+
+
+def best(records: dict[float, dict[str, Any]]) -> float:
+    return max(sorted(records), key=lambda rate: score(records[rate]))
+
+
+def write_recipe(method: str, task: str, rate: float) -> None:
+    lines = [
+        "# @package _global_",
+        "# Written by scripts/search_cpu.py --choose; the trials stand in docs/search.md.",
+        "recipe:",
+        '  source: "ours: the best of three learning rates on rows held out from training (docs/search.md)"',
+    ]
+    if method in WHY:
+        lines += ["  values:", *(f'    method.{key}: "ours: {WHY[method]}"' for key in FIXED[method])]
+    lines += ["method:", f"  lr: {rate:g}"]
+    lines += [f"  {name}: {value}" for name, value in FIXED.get(method, {}).items()]
+    recipe_file(method, task).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def section(task: str, found: dict[str, dict[float, dict[str, Any]]]) -> str:
+    first = next(iter(next(iter(found.values())).values()))
+    rows = first["rows"]
+    lines = [
+        f"## {task}",
+        "",
+        f"Score: {first['main_metric']} x100 after the last step; training rows {rows['train']:,}, "
+        f"held-out rows {rows['report']:,}.",
+        "",
+        "| method | learning rates | scores | chosen |",
+        "|---|---|---|---|",
+    ]
+    for method in METHODS:
+        if method in found:
+            ordered = sorted(found[method])
+            texts = [f"{100 * score(found[method][rate]):.1f}" for rate in ordered]
+            texts = ["diverged" if text == "-100.0" else text for text in texts]
+            tried = " / ".join(f"{rate:g}" for rate in ordered)
+            lines.append(f"| {method} | {tried} | {' / '.join(texts)} | {best(found[method]):g} |")
+    return "\n".join(lines) + "\n"
+
+
+def choose() -> int:
+    """Recipes and the page, from every trial that is recorded; methods with fewer than three trials wait."""
+    parts = []
+    for task in TASKS:
+        found = {name: records for name, records in trials(task).items() if len(records) >= len(FACTORS)}
+        missing = [name for name in methods_of(task) if name not in found]
+        if missing:
+            print(f"{task}: not yet searched: {', '.join(missing)}")
+        for method, records in found.items():
+            write_recipe(method, task, best(records))
+        if found:
+            parts.append(section(task, found))
+    head = (__doc__ or "").strip().splitlines()[0]
+    PAGE.write_text("\n".join([f"# {head}", "", EXPLAINED, "", *parts]), encoding="utf-8")
+    return 0
+
+
+EXPLAINED = """Made by `python scripts/search_cpu.py --choose` from the records in results/search; edit nothing here.
+Backbone `minilm_l6`, `scale=cpu`, `split=holdout`, seed 0. Every method has the same three trials: the learning rate
+of conf/method times 1, 2 and 5. One seed and a few hundred rows cannot tell settings apart that lie closer than about
+3 points: this is a choice, not a finding."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, action="append", help="default: all three")
+    parser.add_argument("--methods", help="some of them, comma between; default: all")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument(
+        "--choose", action="store_true", help="train nothing; write recipes and docs/search.md"
+    )
+    arguments = parser.parse_args()
+    if arguments.choose:
+        return choose()
+    worst = 0
+    for task in arguments.task or TASKS:
+        for method in arguments.methods.split(",") if arguments.methods else methods_of(task):
+            worst = max(worst, subprocess.run(command(method, task, arguments.jobs), check=False).returncode)
+            if worst >= 128:  # interrupted
+                return worst
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())

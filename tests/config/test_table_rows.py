@@ -1,0 +1,28 @@
+"""Every row of every paper's table is a cell that can be run: it composes at paper scale, and nothing refuses it."""
+
+from __future__ import annotations
+
+import pytest
+
+from adalora_bench.compose import compose_cells, conf_dir
+from adalora_bench.plan import _places
+from adalora_bench.prepare import check_late_failures
+from adalora_bench.report.paper_files import table_names
+
+
+def rows() -> list[tuple[str, ...]]:
+    """The overrides of each row on its first task; rows that say the same on the same backbone stand once."""
+    found: dict[tuple[str, ...], None] = {}
+    for name in table_names(conf_dir() / "table"):
+        seen: set[str] = set()
+        for row, _, chosen in _places(name, {"scale": "paper"}):
+            if row.label not in seen:
+                seen.add(row.label)
+                found[tuple(sorted(chosen))] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("chosen", rows(), ids=" ".join)
+def test_a_row_is_refused_by_nothing(chosen: tuple[str, ...]) -> None:
+    for cell in compose_cells([*chosen, "scale=paper"]):
+        check_late_failures(cell, {})
