@@ -585,7 +585,7 @@ def test_table4_all_trainable_freezes_nothing() -> None:
     method = replace(METHOD, train_matrices=["all"], freeze=False)
     run = to_the_end(method, started(method))
     method.check(run)
-    assert not frozen(run)
+    assert not frozen(method, run)
     assert not [event for event in run.events if event.kind == "freeze"]
 
 
