@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_bench import pattern, prepare
 from adalora_bench.config import STEERING
 from adalora_bench.lowrank.budget import stored, trainable
+from adalora_bench.lowrank.ending import cosine, cosines, final_gates
 from adalora_bench.records import FINISHED, SCHEMA, environment, git_state
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
     whole = status in FINISHED
     head = trainable(run.head)
     seconds = {k: round(v, 3) for k, v in training.meter.seconds.items()}
+    peak_memory_bytes = training.meter.peak_memory_bytes()  # before anything is looked at that took no part
     return {
         "schema": SCHEMA,
         "key": cell.key,
@@ -60,16 +63,20 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
             "adapter_final": adapter_parameters(run),
             "adapter_average": round(run.budget.average_trainable, 1),
             "stored_final": stored(run.added()),
+            "trace": run.budget.trainable_trace,
         },
         "ranks": {
             "initial_total": training.initial["rank"] if run.adapters else None,
             "final_total": run.total_rank if run.adapters else None,
             "final": {name: layer.rank for name, layer in run.adapters.items()},
             "trace": run.budget.trace,
+            **({"nonzero": run.budget.nonzero} if run.budget.nonzero else {}),
         },
+        "cosine": _cosines(training) if whole else {},
+        "gates": final_gates(run.adapters) if whole else {},
         "events": [event.as_dict() for event in run.events],
         "seconds": seconds | {"total": round(sum(seconds.values()), 3)},
-        "peak_memory_bytes": training.meter.peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes,
         "tokens": training.meter.tokens,
         "flops": training.meter.flops,
         "environment": environment() | {"device": str(training.device)},
@@ -88,6 +95,32 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
 def adapter_parameters(run: Run) -> int:
     """Trainable numbers without the head."""
     return trainable(run.trainable_parameters()) - trainable(run.head)
+
+
+def _cosines(training: Training) -> dict[str, float]:
+    """Module -> cosine of its trained to its pretrained weight: Delta-LoRA, Figure 3, which takes means over a block.
+
+    Of adapted matrices, and of those that a method without adapters trains; these are compared with the backbone
+    loaded once more. Layers that peft wraps are left out.
+    """
+    run = training.run
+    found = cosines(run.adapters, training.method.total_update)
+    moved = [name for name in run.modules if name not in run.adapters and _trains(run, name)]
+    if moved:
+        assert run.optimizer is not None
+        run.optimizer.zero_grad(set_to_none=True)  # room for the second model
+        pretrained = training.load_backbone().model
+        for name in moved:
+            weight = run.model.get_submodule(name).get_parameter("weight")
+            found[name] = cosine(
+                pretrained.get_submodule(name).get_parameter("weight").to(weight.device), weight
+            )
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _trains(run: Run, name: str) -> bool:
+    weight = getattr(run.model.get_submodule(name), "weight", None)
+    return weight is not None and weight.requires_grad
 
 
 def _notes(training: Training) -> list[str]:

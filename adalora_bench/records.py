@@ -61,8 +61,8 @@ _LOCK = "unit.lock"
 _HOLDER = "holder.lease"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # What a table never shows and what makes a record large.
-_HEAVY = ("history", "events", "environment")
-_HEAVY_RANKS = ("final", "trace")
+_HEAVY = ("history", "events", "environment", "cosine", "gates")
+_HEAVY_PARTS = {"ranks": ("final", "trace", "nonzero"), "params": ("trace",)}
 
 
 class Keyed(Protocol):
@@ -156,7 +156,7 @@ class RecordStore:
 
         Both lists follow the sorted paths. A file that cannot be read, or lies in a folder other than its
         own, is named but left where it is. `light` drops what tables never show and what fills the memory:
-        history, events, environment, ranks per module and trace.
+        history, events, environment, traces, and what is told per module.
         """
         found = Scan()
         for path in sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}")):
@@ -275,8 +275,9 @@ def _quarantine(path: Path, seen: os.stat_result, reason: str) -> Quarantined:
 
 def _lighten(record: dict[str, Any]) -> dict[str, Any]:
     light = {name: value for name, value in record.items() if name not in _HEAVY}
-    if light.get("ranks"):
-        light["ranks"] = {name: value for name, value in light["ranks"].items() if name not in _HEAVY_RANKS}
+    for field_name, parts in _HEAVY_PARTS.items():
+        if light.get(field_name):
+            light[field_name] = {k: v for k, v in light[field_name].items() if k not in parts}
     return light
 
 

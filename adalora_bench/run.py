@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from adalora_bench import forms, prepare
-from adalora_bench.backbones import Backbone
+from adalora_bench.backbones import Backbone, Loaded
 from adalora_bench.config import build, scale_config, train_config
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
@@ -115,14 +115,18 @@ class Training:
     def _only(self, positions: Sequence[int]) -> loop.Data:
         return replace(self.all_data, train=[self.all_data.train[i] for i in positions])
 
-    def _build(self) -> None:
-        seed, train = self.unit.seed, self.settings
-        loaded = self.backbone.load(
+    def load_backbone(self) -> Loaded:
+        """The model as it is before the method is attached."""
+        return self.backbone.load(
             self.found[self.unit.cell.names["backbone"]],
             kind=self.form.kind,
             outputs=self.form.outputs,
-            head_seed=derive(seed, "head"),
+            head_seed=derive(self.unit.seed, "head"),
         )
+
+    def _build(self) -> None:
+        seed, train = self.unit.seed, self.settings
+        loaded = self.load_backbone()
         loaded.model.to(self.device)
         cap = scale_config(self.unit.cell).max_steps
         total, per_epoch = train.step_counts(len(self.data.train), cap)

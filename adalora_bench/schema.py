@@ -41,6 +41,8 @@ _OPTIONAL: dict[str, _Types] = {
     "subset": (str,),
     "params": (dict,),
     "ranks": (dict,),
+    "cosine": (dict,),
+    "gates": (dict,),
     "events": (list,),
     "notes": (list,),
     "seconds": (dict,),

@@ -49,14 +49,32 @@ class Budget:
     """Counts over time. `observe` is called once per step, after the method's last word."""
 
     trace: list[list[int]] = field(default_factory=list)  # [step, total rank], at changes only
+    trainable_trace: list[list[int]] = field(default_factory=list)  # [step, parameters that train], alike
+    nonzero: list[list[int]] = field(
+        default_factory=list
+    )  # [step, ranks, numbers that they hold], see `observe_gates`
     steps: int = 0
     trainable_sum: int = 0  # over steps; divided by `steps` it is the average number of trainable parameters
 
     def observe(self, step: int, ranks: int, trainable_now: int) -> None:
         if not self.trace or self.trace[-1][1] != ranks:
             self.trace.append([step, ranks])
+        if not self.trainable_trace or self.trainable_trace[-1][1] != trainable_now:
+            self.trainable_trace.append([step, trainable_now])
         self.steps += 1
         self.trainable_sum += trainable_now
+
+    def observe_gates(self, step: int, adapters: Mapping[str, LowRankLinear]) -> None:
+        """Count the ranks whose gate is not 0, and the numbers of A, B and gate that these hold (SoRA, Figure 2).
+
+        For methods that drive gates to 0 and let them come back: such ranks count in `trace` until the end.
+        """
+        ranks = numbers = 0
+        for adapter in adapters.values():
+            here = int(adapter.factors().gate.count_nonzero())
+            ranks += here
+            numbers += here * (adapter.in_features + adapter.out_features + 1)
+        self.nonzero.append([step, ranks, numbers])
 
     @property
     def average_trainable(self) -> float:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from adalora_bench.train.state import Group, Run
 
 GATES = "gate"  # name of the gates' optimizer group
+TRACED = 200  # so often, and at the end of each stage, a training counts the gates that are not 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,8 @@ class Sora(Method):
             for gate in gates:
                 gate.copy_(shrink(gate, xi))
         run.scratch["thresholds"] += 1
+        if run.step + 1 == end or run.step % max(1, run.total_steps // TRACED) == 0:
+            run.budget.observe_gates(run.step, run.adapters)
         if self.stages and run.step + 1 == end:  # Algorithm 1 counts the non-zeros of every stage
             left = sum(int(gate.count_nonzero()) for gate in gates)
             run.event("stage", f"{'lam' if self.xi is None else 'xi'}={strength:g}", run.total_rank, left)

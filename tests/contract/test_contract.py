@@ -138,19 +138,34 @@ def test_record_counts_what_is_there(method: str, backbone: str, shared: Path) -
         "adapter_final": end.trained_numbers,
         "adapter_average": round(sum(s.trained_numbers for s in steps) / len(steps), 1),
         "stored_final": stored,
+        "trace": changes([step.trained_numbers for step in steps]),
     }
-    trace: list[list[int]] = []
-    for number, step in enumerate(steps):
-        total = sum(step.ranks.values())
-        if not trace or trace[-1][1] != total:
-            trace.append([number, total])
     adapted = bool(state.adapters)
-    assert record["ranks"] == {
+    assert {name: value for name, value in record["ranks"].items() if name != "nonzero"} == {
         "initial_total": sum(run.start.ranks.values()) if adapted else None,
         "final_total": sum(end.ranks.values()) if adapted else None,
         "final": end.ranks,
-        "trace": trace,
+        "trace": changes([sum(step.ranks.values()) for step in steps]),
     }
+
+
+def test_record_tells_how_far_the_weights_turned(method: str, backbone: str, shared: Path) -> None:
+    run = watched(method, backbone, shared)
+    state, found, turned = run.course.training.run, run.course.record["cosine"], {}
+    for name in state.modules:
+        module = state.model.get_submodule(name)
+        own = dict(module.named_parameters(recurse=False))
+        after = module.merge().weight if name in state.adapters else own.get("weight")
+        if name in state.adapters or (after is not None and after.requires_grad):
+            flat = [p.detach().double().flatten() for p in (run.bare.get_submodule(name).weight, after)]
+            turned[name] = 1 - float(torch.nn.functional.cosine_similarity(*flat, dim=0))
+    assert {name: 1 - value for name, value in found.items()} == pytest.approx(turned, rel=1e-3, abs=1e-10)
+    assert not turned or max(turned.values()) > 1e-7
+
+
+def changes(values: list[int]) -> list[list[int]]:
+    """[index, value] wherever a value differs from the one before."""
+    return [[i, value] for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
 
 
 def test_every_change_of_structure_is_an_event(method: str, backbone: str, shared: Path) -> None:

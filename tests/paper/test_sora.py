@@ -452,6 +452,14 @@ def test_algorithm1_records_the_non_zeros_of_every_stage() -> None:
         (5, "stage", "xi=0.1", 8, 4),
         (8, "stage", "xi=0.3", 8, 2),
     ]
+    # Figure 2 is drawn over parameters: a rank whose gate is 0 holds none
+    held = sum(
+        layer.in_features + layer.out_features + 1 for layer in layers(run)
+    )  # by one rank in every layer
+    ends = [point for point in run.budget.nonzero if point[0] in (2, 5, 8)]
+    assert ends == [[2, 6, 3 * held], [5, 4, 2 * held], [8, 2, held]]
+    method.finalize(run)
+    assert sum(p.numel() for block in run.rank_blocks() for p in block.parameters()) == held
 
 
 @settings(max_examples=200, deadline=None)

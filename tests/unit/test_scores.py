@@ -98,9 +98,10 @@ def test_grow_top_never_overshoots(scores: list[float], modules: int, ranks: int
 def test_budget_traces_changes_and_averages_over_steps() -> None:
     budget = Budget()
     assert budget.average_trainable == 0
-    for step, (ranks, parameters) in enumerate([(2, 10), (2, 10), (4, 40)]):
+    for step, (ranks, parameters) in enumerate([(2, 10), (2, 10), (4, 40), (4, 20)]):
         budget.observe(step, ranks, parameters)
     assert budget.trace == [[0, 2], [2, 4]]
+    assert budget.trainable_trace == [[0, 10], [2, 40], [3, 20]]
     assert budget.average_trainable == 20
 
 
