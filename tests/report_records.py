@@ -64,16 +64,24 @@ def record(
             {"step": at, "scores": {metric: value - 0.1 * (1 - at / STEPS) ** 2}}
             for at in range(20, STEPS + 1, 20)
         ],
-        "params": {"adapter_initial": params, "adapter_final": params, "adapter_average": params},
+        "params": {
+            "adapter_initial": params,
+            "adapter_final": params,
+            "adapter_average": params,
+            "trace": [[0, params]],
+        },
         "ranks": {"initial_total": 36, "final_total": 36, "final": {}, "trace": [[0, 36]]},
         "events": [],
+        "cosine": {name: 1 - 1e-6 * (n + seed + len(method)) ** 2 for n, name in enumerate(_names())},
+        "gates": {},
         "seconds": {"train": 100.0 + 10 * len(method) + seed, "total": 130.0},
         "flops": {"first_step": 10_000 * len(method)},
         "peak_memory_bytes": 2**30,
         "steps": STEPS,
         "finished": f"2026-01-01T00:00:0{seed}+00:00",
     }
-    fields |= _SHAPES.get(method, lambda *_: {})(value, seed, metric)
+    for name, shape in _SHAPES.get(method, lambda *_: {})(value, seed, metric).items():
+        fields[name] = fields[name] | shape if name == "params" else shape
     return fields | more
 
 
@@ -90,7 +98,9 @@ def _growing(_: float, seed: int, __: str) -> dict[str, Any]:
     ranks = {name: 1 + (3 * n + seed) % 5 for n, name in enumerate(_names())}
     trace = [[0, 36], [20 + seed, 50], [40, 72], [60, sum(ranks.values())]]
     return {
-        "ranks": {"initial_total": 36, "final_total": sum(ranks.values()), "final": ranks, "trace": trace}
+        "params": {"trace": [[at, 1200 * total] for at, total in trace]},
+        "gates": {name: [0.01 * (k + 1) for k in range(rank)] for name, rank in ranks.items()},
+        "ranks": {"initial_total": 36, "final_total": sum(ranks.values()), "final": ranks, "trace": trace},
     }
 
 
@@ -103,7 +113,8 @@ def _freezing(_: float, seed: int, __: str) -> dict[str, Any]:
         {"step": at, "kind": "freeze", "module": names[n], "before": left - k, "after": left - k - 1}
         for k, (at, n) in enumerate(steps)
     ]
-    return {"events": events}
+    trace = [[0, 90_000], *([at, 90_000 - 2_500 * (k + 1)] for k, (at, _) in enumerate(steps))]
+    return {"events": events, "params": {"trace": trace}}
 
 
 def _stages(value: float, seed: int, metric: str) -> dict[str, Any]:
@@ -128,7 +139,8 @@ def _stages(value: float, seed: int, metric: str) -> dict[str, Any]:
             "initial_total": 288,
             "final_total": sum(ranks.values()),
             "final": ranks,
-            "trace": [[0, 288], [25, 200], [99, sum(ranks.values())]],
+            "trace": [[0, 288]],
+            "nonzero": [[0, 288, 288_000], *([25 * (k + 1) - 1, n, 1000 * n] for k, n in enumerate(left))],
         },
     }
 

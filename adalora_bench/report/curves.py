@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from adalora_bench.metrics import higher_is_better, printed
+from adalora_bench.report.cells import Record
+from adalora_bench.report.measures import cosine_by_block
 from adalora_bench.report.series import (
     Data,
     Figure,
@@ -42,15 +45,51 @@ def learning(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
 
 
 def rank_trace(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
-    """Total rank over the steps, for cells in which it changes."""
+    """Total rank over the steps, for cells in which it changes; of SoRA the ranks whose gate is not 0."""
+    return lines_of("step", "total rank", _traced(cells, "ranks", 1), stairs=True)
+
+
+def parameter_trace(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+    """Adapter parameters that train over the steps, where they change; of SoRA those of ranks whose gate is not 0."""
+    return lines_of("step", "adapter parameters that train", _traced(cells, "params", 2), stairs=True)
+
+
+def _traced(cells: Sequence[Shown], field: str, place: int) -> list[Line | None]:
+    """The trace of a record's `field`, or of `ranks.nonzero` the entry at `place`, for cells in which it changes."""
     found = []
     for cell in cells:
-        traces = [(r, (r.get("ranks") or {}).get("trace") or []) for r in cell.finished]
-        if not any(len(trace) > 1 for _, trace in traces):
-            continue
-        xs = sorted({at for _, trace in traces for at, _ in trace} | {r["steps"] for r, _ in traces})
-        found.append(band(cell.row.label, [staircase(trace, xs) for _, trace in traces]))
-    return lines_of("step", "total rank", found, stairs=True)
+        traces: list[list[tuple[float, float]]] = []
+        for record in cell.finished:
+            nonzero = [(point[0], point[place]) for point in (record.get("ranks") or {}).get("nonzero") or []]
+            traces.append(
+                nonzero or [(at, value) for at, value in (record.get(field) or {}).get("trace") or []]
+            )
+        if any(len({value for _, value in trace}) > 1 for trace in traces):
+            ends = {float(record["steps"]) for record in cell.finished}
+            xs = sorted({at for trace in traces for at, _ in trace} | ends)
+            found.append(band(cell.row.label, [staircase(trace, xs) for trace in traces]))
+    return found
+
+
+def turned(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+    """1 - cosine of trained to pretrained weights, mean over the matrices of a block (Delta-LoRA, Figure 3)."""
+    found = []
+    for cell in cells:
+        seeds = [cosine_by_block(record) for record in cell.finished]
+        stacks = sorted({stack for one in seeds for stack, _ in one})
+        for stack in stacks:
+            label = cell.row.label if len(stacks) == 1 else f"{cell.row.label}, {stack}"
+            points = [
+                # a block that no rank reached has not turned: 0 stands on no logarithmic axis
+                [
+                    (float(block), 1 - value)
+                    for (of, block), value in sorted(one.items())
+                    if of == stack and value < 1
+                ]
+                for one in seeds
+            ]
+            found.append(band(label, points))
+    return lines_of("block", "1 - cosine, mean over the matrices of a block", found, log_y=True)
 
 
 def training_matrices(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
@@ -94,13 +133,21 @@ def penalty(figure: Figure, cells: Sequence[Shown], steps: Steps) -> Data | None
 
 
 def sparsity(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
-    """Training and report score at the end of each stage, against the ranks that are left (SoRA, Algorithm 1)."""
+    """Training and report score at the end of each stage, against the parameters that are left (SoRA, Algorithm 1).
+
+    Records that did not count the parameters yet have the ranks; one axis cannot hold both.
+    """
     found = []
+    counted = all(
+        (r.get("ranks") or {}).get("nonzero") for cell in cells for r in cell.finished if _stages(r)
+    )
     for cell in cells:
         metric = cell.row.main_metric
         both: dict[str, list[list[tuple[float, float]]]] = {"train_scores": [], "scores": []}
         for record in cell.finished:
-            left = {e["step"] + 1: e["after"] for e in record.get("events") or [] if e["kind"] == "stage"}
+            left = {e["step"] + 1: e["after"] for e in _stages(record)}
+            if counted:
+                left = {step + 1: numbers for step, _, numbers in record["ranks"].get("nonzero") or []}
             stages = [
                 point
                 for point in record.get("history") or []
@@ -117,7 +164,12 @@ def sparsity(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
         # Seeds end a stage with other counts: the k-th stage of all seeds is one point.
         for which, word in (("train_scores", "training rows"), ("scores", "report rows")):
             found.append(_by_stage(f"{cell.row.label}, {word}", both[which]))
-    return lines_of("ranks with a gate that is not 0, median of the seeds", metric_of(cells), found)
+    what = "parameters of ranks" if counted else "ranks"
+    return lines_of(f"{what} whose gate is not 0, median of the seeds", metric_of(cells), found)
+
+
+def _stages(record: Record) -> list[Any]:
+    return [event for event in record.get("events") or [] if event["kind"] == "stage"]
 
 
 def _by_stage(label: str, seeds: Sequence[Sequence[tuple[float, float]]]) -> Line | None:

@@ -188,8 +188,7 @@ def _draw_panels(canvas: Canvas, data: Lines) -> None:
         marker = "o" if len(line.x) <= 30 else None
         axes.plot(line.x, line.middle, color=COLOURS[0], marker=marker, ms=3, drawstyle=style)
         axes.set_title(_wrapped(line.label, 34), loc="left", fontsize=8)
-        if data.log_x:
-            axes.set_xscale("log")
+        _scale_axes(axes, data)
     canvas.supxlabel(data.x, fontsize=9)
     canvas.supylabel(data.y, fontsize=9)
 
@@ -201,10 +200,16 @@ def _step(data: Lines) -> Literal["post"] | None:
 def _name_axes(axes: Any, data: Lines) -> None:
     axes.set_xlabel(data.x)
     axes.set_ylabel(data.y)
-    if data.log_x:
-        axes.set_xscale("log")
+    _scale_axes(axes, data)
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _scale_axes(axes: Any, data: Lines) -> None:
+    if data.log_x:
+        axes.set_xscale("log")
+    if data.log_y:
+        axes.set_yscale("log")
 
 
 def _draw_maps(canvas: Canvas, data: Maps) -> None:

@@ -193,6 +193,8 @@ def forest(figure: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
 KINDS: dict[str, Callable[[Figure, Sequence[Shown], Steps], Data | None]] = {
     "learning": curves.learning,
     "rank_trace": curves.rank_trace,
+    "parameter_trace": curves.parameter_trace,
+    "turned": curves.turned,
     "training_matrices": curves.training_matrices,
     "penalty": curves.penalty,
     "sparsity": curves.sparsity,

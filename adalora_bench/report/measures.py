@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +17,14 @@ FACTS: dict[str, tuple[str, str]] = {
     "params_average": ("params", "adapter_average"),
     "flops": ("flops", "first_step"),
 }
+ANGLE = "angle"  # degrees between trained and pretrained weights: arc cosine of the mean cosine of the blocks
 THIRDS = ("shallow", "middle", "deep")
 
 
 def is_score(metric: str) -> bool:
     """Whether a name is a metric of the report rows: a diverged seed is then worse than every finished one."""
-    return metric not in COSTS and metric not in FACTS and not metric.startswith(("rank.", "freeze_step."))
+    known = {*COSTS, *FACTS, ANGLE}
+    return metric not in known and not metric.startswith(("rank.", "freeze_step."))
 
 
 def measure(record: Record, metrics: Sequence[str]) -> float | None:
@@ -78,6 +81,16 @@ def freezing(record: Record) -> dict[tuple[str, str, str, int], int]:
     return found
 
 
+def cosine_by_block(record: Record) -> dict[tuple[str, int], float]:
+    """(stack, block) -> mean cosine of its trained matrices to their pretrained weights (Delta-LoRA, Figure 3)."""
+    known, blocks = places(record), defaultdict(list)
+    for name, value in (record.get("cosine") or {}).items():
+        place = place_of(name, known)
+        if place is not None:
+            blocks[place[0], place[2]].append(value)
+    return {place: sum(values) / len(values) for place, values in sorted(blocks.items())}
+
+
 def third(block: int, layers: int) -> str:
     """Shallow, middle or deep: the block's third of the stack."""
     return THIRDS[min(3 * block // layers, 2)]
@@ -93,6 +106,9 @@ def _one(record: Record, name: str) -> float | None:
         node: Any = record.get(field)
         value = node.get(part) if isinstance(node, Mapping) else None
         return None if value is None else float(value)
+    if name == ANGLE:
+        blocks = list(cosine_by_block(record).values())
+        return math.degrees(math.acos(sum(blocks) / len(blocks))) if blocks else None
     kind, _, part = name.partition(".")
     if kind == "rank":
         return _mean_rank(record, part)

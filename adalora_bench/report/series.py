@@ -66,6 +66,7 @@ class Lines:
     y: str
     lines: list[Line]
     log_x: bool = False
+    log_y: bool = False
     stairs: bool = False
     best: list[str] = field(default_factory=list)
 

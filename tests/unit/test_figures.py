@@ -67,9 +67,45 @@ def test_matrices_that_train() -> None:
 def test_sparsity_pairs_stages_with_their_evaluation() -> None:
     train, report = one_picture("sparsity", cell("sora")).lines
     assert train.label == "sora, training rows"
-    assert train.x == [10, 62, 120, 198]
+    assert train.x == [10_000, 62_000, 120_000, 198_000], "parameters"
     assert train.middle == pytest.approx([95.8, 96.8, 97.8, 98.8])
     assert report.middle[0] < report.middle[-1]
+
+
+def test_sparsity_of_records_without_parameters_goes_by_ranks() -> None:
+    old = cell("sora")
+    for one in old:
+        del one["ranks"]["nonzero"]
+    data = one_picture("sparsity", old)
+    assert data.lines[0].x == [10, 62, 120, 198]
+    assert data.x.startswith("ranks whose gate")
+    mixed = one_picture("sparsity", [*old[:2], *cell("sora")[2:]])
+    assert (mixed.lines, mixed.x) == (data.lines, data.x)
+
+
+def test_traces_of_sora_count_what_is_not_zero() -> None:
+    (ranks,) = one_picture("rank_trace", cell("sora")).lines
+    (numbers,) = one_picture("parameter_trace", cell("sora")).lines
+    assert (ranks.middle[0], ranks.middle[-1]) == (288, 10)
+    assert numbers.middle == [1000 * value for value in ranks.middle]
+
+
+def test_parameters_over_time_show_cells_that_change() -> None:
+    data = one_picture("parameter_trace", cell("aflora") + cell("lora"))
+    (line,) = data.lines
+    assert (line.label, line.middle[0], line.middle[-1]) == ("aflora", 90_000, 30_000)
+
+
+def test_distance_is_one_minus_the_mean_cosine_of_a_block() -> None:
+    records = cell("lora")
+    (line,) = one_picture("cosine", records).lines
+    assert line.x == [0, 1, 2, 3, 4, 5]
+    names = [name for name in records[2]["cosine"] if "layer.1." in name]
+    assert len(names) == 6
+    assert line.middle[1] == pytest.approx(1 - sum(records[2]["cosine"][name] for name in names) / 6)
+    untouched = [one | {"cosine": dict.fromkeys(one["cosine"], 1.0)} for one in records]
+    with pytest.raises(ValueError, match="unpack"):
+        one_picture("cosine", untouched)
 
 
 def test_final_ranks_are_means_over_seeds() -> None:
