@@ -15,6 +15,7 @@ from adalora_bench.schema import DONE, FINISHED, STATUSES, finished_at
 Record = Mapping[str, Any]
 Selection = Literal["last", "best"]
 SELECTIONS: dict[str, str] = {"last": "final", "best": "best"}
+CHOSEN_ON_DEV = "dev_test"  # the split whose protocol reports the evaluation that was best on dev rows
 
 # Overrides of these groups belong to what a row is called; others (jobs, seeds) change no number.
 _LABELLED = ("method", "train", "task", "backbone", "pair", "scale")
@@ -105,13 +106,26 @@ class Cells:
     stale: list[Hidden]
 
 
-def cell_summary(records: Iterable[Record], selection: Selection = "last") -> list[CellRow]:
+def selection_of(split: str) -> Selection:
+    """Which evaluation stands for a run: the one that was best on dev rows, where there are some; else the last."""
+    return "best" if split == CHOSEN_ON_DEV else "last"
+
+
+def reported(record: Record) -> Mapping[str, Any] | None:
+    """The evaluation of a record that tables, claims and figures show."""
+    point: Mapping[str, Any] | None = record.get(SELECTIONS[selection_of(record["split"])])
+    return point
+
+
+def cell_summary(records: Iterable[Record], selection: Selection | None = None) -> list[CellRow]:
     """The rows that tables are made of, one per cell; see `arrange` for what is shown."""
     return arrange(records, selection).rows
 
 
-def arrange(records: Iterable[Record], selection: Selection = "last") -> Cells:
+def arrange(records: Iterable[Record], selection: Selection | None = None) -> Cells:
     """Choose for each table, label and task the key to show, whatever the order of the records.
+
+    Without a `selection` each split has its own (`selection_of`).
 
     Of records with the same settings, those whose versions or data differ from the newest are stale. Of several keys
     for one place the newest with a result is shown (the newest at all, where none has one).
@@ -139,6 +153,13 @@ def arrange_seeds(records: Iterable[Record]) -> list[Record]:
     if not fresh:
         return []
     return max(fresh.values(), key=lambda seeds: (_has_result(seeds), _newest(seeds), seeds[0]["key"]))
+
+
+def left_out(records: Iterable[Record], used: Iterable[Record]) -> list[Hidden]:
+    """The records that are not among the used ones, key by key."""
+    shown = {(record["key"], record["seed"]) for record in used}
+    rest = [record for record in records if (record["key"], record["seed"]) not in shown]
+    return _sorted([_hidden(seeds, "other settings or versions") for seeds in _by_key(rest).values()])
 
 
 def _by_key(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -185,8 +206,9 @@ def _differences(record: Record, newest: Record) -> str:
     return "; ".join(found)
 
 
-def _row(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selection) -> CellRow:
+def _row(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selection | None) -> CellRow:
     newest = max(seeds, key=_age)
+    chosen = selection or selection_of(newest["split"])
     finished = [record for record in seeds if record["status"] in FINISHED]
     statuses = Counter(record["status"] for record in seeds)
     return CellRow(
@@ -196,7 +218,7 @@ def _row(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selecti
         task=newest["names"]["task"],
         key=newest["key"],
         main_metric=newest["main_metric"],
-        scores=_scores(seeds, newest["main_metric"], SELECTIONS[selection]),
+        scores=_scores(seeds, newest["main_metric"], SELECTIONS[chosen]),
         baseline=dict((finished[0] if finished else newest).get("baseline") or {}),
         params_initial=_mean(finished or seeds, "params", "adapter_initial"),
         params_final=_mean(finished, "params", "adapter_final"),

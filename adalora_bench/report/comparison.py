@@ -94,45 +94,43 @@ def permutation_test(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(value >= seen for value in gaps) / len(gaps)
 
 
-def interquartile_mean(scores: Scores) -> float:
-    """Mean of the middle half of all entries of a (seeds x tasks) array, entries at the edges counted in part."""
-    ordered = np.sort(scores, axis=None)
-    n = ordered.size
+def interquartile_mean(scores: Scores) -> Scores:
+    """Mean of the middle half of all entries of (..., seeds, tasks), entries at the edges counted in part; (...)."""
+    ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    n = ordered.shape[-1]
     if n == 0 or np.isnan(ordered).any():
         raise ValueError("an interquartile mean needs scores, and no NaN.")
     edges = np.arange(n + 1) / n
     weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0.0, None)
-    return float((ordered * weight).sum() / weight.sum())
+    mean: Scores = (ordered * weight).sum(axis=-1) / weight.sum()
+    return mean
 
 
 def stratified_bootstrap(
-    arrays: Sequence[Scores], statistic: Callable[..., float], *, level: float = 0.95, draws: int = DRAWS
+    arrays: Sequence[Scores], statistic: Callable[..., Scores], *, level: float = 0.95, draws: int = DRAWS
 ) -> Interval:
     """Percentile interval of a statistic of (seeds x tasks) arrays: seeds are drawn anew inside each task.
 
     Args:
         arrays: one or more arrays, all with the same tasks as columns; rows are seeds.
-        statistic: takes as many arrays.
+        statistic: takes as many arrays, with draws as a first axis or without one: (..., seeds, tasks) -> (...).
     """
     generator = np.random.Generator(np.random.PCG64(GENERATOR))
-    values = np.empty(draws)
-    for k in range(draws):
-        drawn = []
-        for scores in arrays:
-            rows = generator.integers(0, scores.shape[0], size=scores.shape)
-            drawn.append(np.take_along_axis(scores, rows, axis=0))
-        values[k] = statistic(*drawn)
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(value=statistic(*arrays), low=float(low), high=float(high))
+    drawn = []
+    for scores in arrays:
+        rows = generator.integers(0, scores.shape[0], size=(draws, *scores.shape))
+        drawn.append(np.take_along_axis(scores[None], rows, axis=1))
+    low, high = np.quantile(statistic(*drawn), [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(value=float(statistic(*arrays)), low=float(low), high=float(high))
 
 
-def probability_of_improvement(a: Scores, b: Scores) -> float:
-    """P(a run of `a` beats a run of `b`), ties counted half, mean over the tasks (columns)."""
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"the rows have {a.shape[1]} and {b.shape[1]} tasks.")
-    greater = (a[:, None, :] > b[None, :, :]).mean(axis=(0, 1))
-    equal = (a[:, None, :] == b[None, :, :]).mean(axis=(0, 1))
-    return float((greater + equal / 2).mean())
+def probability_of_improvement(a: Scores, b: Scores) -> Scores:
+    """P(a run of `a` beats one of `b`), ties counted half, mean over tasks; (..., seeds, tasks) twice -> (...)."""
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"the rows have {a.shape[-1]} and {b.shape[-1]} tasks.")
+    one, other = a[..., :, None, :], b[..., None, :, :]
+    share: Scores = ((one > other) + (one == other) / 2).mean(axis=(-3, -2, -1))
+    return share
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -160,7 +158,7 @@ def paired_bootstrap(
     means = np.array(
         [
             difference[generator.integers(0, difference.size, size=difference.size)].mean()
-            for _ in range(draws)
+            for _ in range(draws)  # one by one: all at once would hold draws x rows numbers
         ]
     )
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])

@@ -188,22 +188,23 @@ def _by_stage(label: str, seeds: Sequence[Sequence[tuple[float, float]]]) -> Lin
 
 def budget(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
     """Main score of one method at several budgets, against the parameters at the end."""
-    by_method: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
-    for cell in cells:
+    by_method: dict[str, dict[float, list[float]]] = defaultdict(dict)
+    # other settings at the same budget are no point of this line: the plainest cell stands for it
+    for cell in sorted(cells, key=lambda one: (len(one.row.overrides), one.row.overrides)):
         known = [value for value in scores(cell).values() if value is not None]
-        if cell.row.params_final:
-            by_method[cell.row.method].append((cell.row.params_final, known))
+        if cell.row.params_final and known:
+            by_method[cell.row.method].setdefault(cell.row.params_final, known)
     lines = []
     for method, places in sorted(by_method.items()):
-        if len({x for x, _ in places}) > 1:
-            places.sort(key=lambda place: place[0])
+        if len(places) > 1:
+            xs = sorted(places)
             lines.append(
                 Line(
                     label=method,
-                    x=[x for x, _ in places],
-                    middle=[median(values) for _, values in places],
-                    low=[min(values) for _, values in places],
-                    high=[max(values) for _, values in places],
+                    x=xs,
+                    middle=[median(places[x]) for x in xs],
+                    low=[min(places[x]) for x in xs],
+                    high=[max(places[x]) for x in xs],
                 )
             )
     return lines_of("adapter parameters at the end", metric_of(cells), lines, log_x=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adalora_bench import metrics
-from adalora_bench.report.cells import FINISHED, Record, arrange_seeds
+from adalora_bench.report.cells import DONE, FINISHED, Hidden, Record, arrange_seeds, left_out, reported
 from adalora_bench.report.comparison import mean_sd
 from adalora_bench.report.paper_files import Column, PaperTable, Row
 from adalora_bench.report.statistics import Summary, summarise
@@ -67,6 +67,7 @@ class Filled:
     place: Place
     cells: dict[str, dict[str, Cell]]
     used: dict[str, dict[str, list[Record]]]  # row label -> task -> the seeds that are shown
+    hidden: list[Hidden]  # of the table's methods and tasks, at this place: in no cell
 
 
 def fill(name: str, table: PaperTable, records: Iterable[Record]) -> list[Filled]:
@@ -93,12 +94,21 @@ def _at(name: str, table: PaperTable, place: Place, records: Sequence[Record]) -
         used[row.label] = {}
         for task in table.tasks:
             fitting = [record for record in records if fits(record, row, task)]
-            used[row.label][task] = arrange_seeds(fitting)
+            used[row.label][task] = _choose(fitting, table.split)
         cells[row.label] = {
             column.label: _cell(table, row, column, place, used[row.label][column.task])
             for column in table.columns
         }
-    return Filled(name=name, table=table, place=place, cells=cells, used=used)
+    taken = [record for by_task in used.values() for seeds in by_task.values() for record in seeds]
+    return Filled(
+        name=name, table=table, place=place, cells=cells, used=used, hidden=left_out(records, taken)
+    )
+
+
+def _choose(fitting: Sequence[Record], split: str) -> list[Record]:
+    """The seeds of one key: of the table's own split, unless only another one has results."""
+    own = [record for record in fitting if record["split"] == split]
+    return arrange_seeds(own if any(record["status"] in DONE for record in own) else fitting)
 
 
 def fits(record: Record, row: Row, task: str) -> bool:
@@ -212,7 +222,7 @@ def seed_value(record: Record, metric: str) -> float | None:
     """A score (x100, or points) or a cost of one finished seed; None where the record has none of that name."""
     if metric in COSTS:
         return _cost(record, metric)
-    value = ((record.get("final") or {}).get("scores") or {}).get(metric)
+    value = ((reported(record) or {}).get("scores") or {}).get(metric)
     return None if value is None else metrics.printed(metric, value)
 
 

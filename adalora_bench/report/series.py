@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adalora_bench.metrics import printed
-from adalora_bench.report.cells import FINISHED, CellRow, Record, arrange, arrange_seeds
+from adalora_bench.report.cells import FINISHED, CellRow, Record, arrange, arrange_seeds, reported
 from adalora_bench.report.statistics import median
 
 Steps = Callable[[Record], list[dict[str, Any]]]  # the rows of a unit's steps.jsonl
@@ -164,13 +164,13 @@ def front(of: Mapping[str, tuple[float, float]]) -> list[str]:
     return sorted(kept, key=lambda label: (of[label][0], label))
 
 
-def scores(cell: Shown, point: str = "final") -> dict[int, float | None]:
+def scores(cell: Shown) -> dict[int, float | None]:
     """Seed -> main score as printed; None for a diverged seed."""
     metric = cell.row.main_metric
     found: dict[int, float | None] = {}
     for record in cell.seeds:
         if record["status"] in FINISHED:
-            found[record["seed"]] = printed(metric, record[point]["scores"][metric])
+            found[record["seed"]] = printed(metric, (reported(record) or record["final"])["scores"][metric])
         elif record["status"] == "diverged":
             found[record["seed"]] = None
     return found

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from adalora_bench.files import write_if_changed
 from adalora_bench.metrics import printed
-from adalora_bench.report.cells import CellRow, Group, Hidden, Record, Selection, arrange, cell_summary
+from adalora_bench.report.cells import (
+    CellRow,
+    Group,
+    Hidden,
+    Record,
+    Selection,
+    arrange,
+    cell_summary,
+    selection_of,
+)
+from adalora_bench.report.hidden import not_shown
 from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.statistics import Summary, median_coverage, standard_error
 from adalora_bench.schema import STATUSES
@@ -26,8 +36,11 @@ DIVERGED = "diverged"
 _USUAL_SPLIT = "validation"
 
 
-def build_tables(records: Iterable[Record], selection: Selection = "last") -> dict[str, str]:
-    """Table name ("cpu_minilm_l6") -> Markdown, in order of the names."""
+def build_tables(records: Iterable[Record], selection: Selection | None = None) -> dict[str, str]:
+    """Table name ("cpu_minilm_l6") -> Markdown, in order of the names.
+
+    Without a `selection` each split has its own.
+    """
     cells = arrange(records, selection)
     # Stale records are named even where nothing else of their table is left.
     groups = {row.group for row in cells.rows} | {one.group for one in cells.stale}
@@ -38,7 +51,7 @@ def build_tables(records: Iterable[Record], selection: Selection = "last") -> di
             [row for row in cells.rows if row.group == group],
             [one for one in cells.others if one.group == group],
             [one for one in cells.stale if one.group == group],
-            selection,
+            selection or selection_of(group.split),
         )
     return dict(sorted(tables.items()))
 
@@ -232,7 +245,7 @@ def _notes(
     notes += [
         f"Subset: {one}." for one in sorted({f"{row.task}: {text}" for row in rows for text in row.subsets})
     ]
-    notes += [_other_keys(others)] if others else []
+    notes += [not_shown(others, "with other settings")] if others else []
     notes += [_stale(one) for one in stale]
     return [one_line(note) for note in notes]
 
@@ -246,17 +259,6 @@ def _selection(rows: Sequence[CellRow], selection: Selection) -> str:
     return (
         f"Selection: the best step of each run, chosen on {' and '.join(chosen) or 'nothing'}{caution}; "
         "parameters and ranks are those of the last step."
-    )
-
-
-def _other_keys(others: Sequence[Hidden]) -> str:
-    places = sorted({(one.task, one.label) for one in others})
-    counts = [
-        f"{label} on {task} ({sum((one.task, one.label) == (task, label) for one in others)})"
-        for task, label in places
-    ]
-    return (
-        f"Other keys under the same name, not shown because they are older (how many): {', '.join(counts)}."
     )
 
 

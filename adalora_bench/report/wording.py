@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from adalora_bench.metrics import higher_is_better
-from adalora_bench.report.cells import Record, caveat_of
+from adalora_bench.report.cells import Record, caveat_of, selection_of
+from adalora_bench.report.hidden import not_shown
 from adalora_bench.report.paper_files import Column
 from adalora_bench.report.papers import COSTS, VERDICTS, Cell, Filled
 from adalora_bench.report.statistics import median, median_coverage
@@ -80,7 +81,7 @@ def caption(filled: Filled) -> list[str]:
     else:
         splits = ", ".join(f"`{split}`" for split in sorted({record["split"] for record in seeds}))
         lines.append(
-            f"Scale `{place.scale}`, backbone `{place.backbone}`, split {splits}, selection: the last step."
+            f"Scale `{place.scale}`, backbone `{place.backbone}`, split {splits}, selection: {_selection(seeds)}."
         )
         if place.scale != "paper":
             lines.append("Shortened training: no number here stands for a published one.")
@@ -102,9 +103,17 @@ def caption(filled: Filled) -> list[str]:
     for source in dict.fromkeys(row.source for row in table.rows if row.source):
         labels = ", ".join(row.label for row in table.rows if row.source == source)
         lines.append(f"Published numbers of {labels}: {source}.")
+    lines += [not_shown(filled.hidden, "with other settings or versions")] if filled.hidden else []
     totals = Counter(cell.verdict for row in filled.cells.values() for cell in row.values())
     lines.append("Verdicts: " + ", ".join(f"{totals[name]} {name}" for name in VERDICTS) + ".")
     return lines
+
+
+def _selection(seeds: Sequence[Record]) -> str:
+    """Which evaluation of a run is shown, and on which rows it was chosen."""
+    words = {"last": "the last step", "best": "the evaluation that was best on the dev rows"}
+    found = {selection_of(record["split"]) for record in seeds}
+    return " or, of another split, ".join(words[name] for name in sorted(found))
 
 
 def costs(filled: Filled) -> list[list[str]]:

@@ -62,6 +62,9 @@ def test_interquartile_mean_by_hand_and_by_scipy() -> None:
     )
     eight = np.array([FIVE[:4], OTHER[:4]])
     assert c.interquartile_mean(eight) == pytest.approx(stats.trim_mean(eight.flatten(), 0.25))
+    assert c.interquartile_mean(np.stack([eight, eight + 1])) == pytest.approx(
+        [c.interquartile_mean(eight), c.interquartile_mean(eight) + 1]
+    )
     with pytest.raises(ValueError, match="NaN"):
         c.interquartile_mean(np.array([[np.nan]]))
 
@@ -69,7 +72,7 @@ def test_interquartile_mean_by_hand_and_by_scipy() -> None:
 def test_bootstrap_is_stratified_fixed_and_contains_the_estimate() -> None:
     # column 0 is constant: were seeds drawn across tasks, the statistic of column 0 would vary
     scores = np.array([[1.0, 0.2], [1.0, 0.4], [1.0, 0.6]])
-    first = c.stratified_bootstrap([scores], lambda s: float(s[:, 0].mean()), draws=50)
+    first = c.stratified_bootstrap([scores], lambda s: s[..., 0].mean(axis=-1), draws=50)
     assert (first.low, first.value, first.high) == (1.0, 1.0, 1.0)
     one = c.stratified_bootstrap([scores], c.interquartile_mean, draws=300)
     assert one == c.stratified_bootstrap([scores], c.interquartile_mean, draws=300)

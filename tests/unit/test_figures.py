@@ -145,6 +145,10 @@ def test_by_setting_and_by_budget() -> None:
     assert [label for label, _ in data.rows] == ["elora, rank=4", "elora, rank=1024"]
     (line,) = one_picture("score_by_budget", cell("lora") + cell("lora", "rank=2") + cell("aflora")).lines
     assert (line.label, line.x) == ("lora", [75_000, 300_000])
+    plain = cell("lora")
+    also = [one | {"overrides": ["method.lr=1"], "key": "f" * 64, "settings_key": "f" * 64} for one in plain]
+    data = one_picture("score_by_budget", [*plain, *also, *cell("lora", "rank=2")])
+    assert data.lines[0].x == [75_000, 300_000], "one point for each budget"
 
 
 def test_forest_is_paired_and_leaves_diverged_seeds_out() -> None:

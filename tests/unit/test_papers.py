@@ -260,3 +260,61 @@ def test_less_is_better_marks_the_lowest() -> None:
     )
     (filled,) = fill("t", three, [rows("aa", 0.5), rows("bb", 0.4), rows("cc", 0.6)])
     assert marks(filled, three.columns[0]) == {"bb": "best", "aa": "second"}
+
+
+def test_what_a_table_does_not_show_is_counted() -> None:
+    other = [
+        one | {"key": "c" * 64, "settings_key": "d" * 64, "overrides": ["method.lr=0.1"]} for one in FIVE[:3]
+    ]
+    older = [
+        one | {"key": "e" * 64, "settings_key": "f" * 64, "finished": "2025-01-01T00:00:00"} for one in FIVE
+    ]
+    filled = at_paper([*FIVE, *other, *older])
+    assert filled.cells["LoRA r=8"]["RTE"].n == 5
+    (line,) = [line for line in caption(filled) if "not shown" in line]
+    assert line == (
+        "8 further records with other settings or versions are not shown: lora on rte, key eeeeeeee (5); "
+        "lora (method.lr=0.1) on rte, key cccccccc (3)."
+    )
+    many = [
+        one | {"key": f"{k:064x}", "settings_key": f"{k:064x}"} for k in range(1, 15) for one in other[:1]
+    ]
+    (line,) = [line for line in caption(at_paper([*FIVE, *many])) if "not shown" in line]
+    assert line.startswith("14 further records")
+    assert line.endswith("; and 2 more keys (2).")
+    assert not any("not shown" in line for line in caption(at_paper(FIVE)))
+
+
+def test_seeds_of_two_keys_are_never_mixed() -> None:
+    """Two seeds of a newer key stand alone, though the older one has five."""
+    newer = [
+        one | {"key": "c" * 64, "settings_key": "d" * 64, "finished": "2026-03-01T00:00:00"}
+        for one in FIVE[:2]
+    ]
+    filled = at_paper([*FIVE, *newer])
+    assert filled.cells["LoRA r=8"]["RTE"].n == 2
+    assert sum(one.records for one in filled.hidden) == 5
+
+
+def test_the_split_of_the_table_comes_first() -> None:
+    """Newer records of another split do not push aside those that compare."""
+    other = [
+        one
+        | {"key": "c" * 64, "settings_key": "d" * 64, "split": "holdout", "finished": "2026-03-01T00:00:00"}
+        for one in FIVE
+    ]
+    assert at_paper([*FIVE, *other]).cells["LoRA r=8"]["RTE"].verdict == "reproduced"
+    alone = at_paper(other)
+    assert alone.cells["LoRA r=8"]["RTE"].verdict == "not comparable"
+    assert "split `holdout`" in caption(alone)[1]
+
+
+def test_the_split_with_dev_rows_shows_what_was_best_on_them() -> None:
+    best = {"best": {"scores": {"acc": 0.91}, "selected_on": "dev"}, "split": "dev_test"}
+    filled = at_paper([one | best for one in FIVE], split="dev_test")
+    assert filled.cells["LoRA r=8"]["RTE"].value == 91.0
+    assert caption(filled)[1].endswith("selection: the evaluation that was best on the dev rows.")
+    assert (
+        at_paper([one | best | {"split": "validation"} for one in FIVE]).cells["LoRA r=8"]["RTE"].value
+        == 85.0
+    )
