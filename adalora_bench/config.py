@@ -79,6 +79,7 @@ class TrainConfig:
     eps: float
     max_grad_norm: float
     eval_every: Phase
+    eval_at_start: bool
     early_stop: EarlyStop | None
     log_every: int
     train_rows: int | None
@@ -282,7 +283,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["task"] = {key: value for key, value in kept["task"].items() if key not in TEXT_SETTINGS}
     if not kept["backbone"].get("load_in_4bit", True):
         del kept["backbone"]["load_in_4bit"]
-    kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) != ("early_stop", None)}
+    unused = (("early_stop", None), ("eval_at_start", False))
+    kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in unused}
     return kept
 
 

@@ -161,6 +161,7 @@ class Training:
             micro_batches=train.micro_batches,
             max_grad_norm=train.max_grad_norm,
             eval_every=train.steps("eval_every", total, per_epoch),
+            eval_at_start=train.eval_at_start,
             patience=train.early_stop.patience if train.early_stop else 0,
             log_every=train.log_every,
             precision=train.precision,

@@ -86,6 +86,8 @@ class Scoring:
         if unparsed:
             point["unparsed"] = unparsed
         self.history.append(point)
+        if self.run.step == 0:  # nothing is trained yet (train.eval_at_start)
+            return 0
         if self.best is None or self._merit(point) > self._merit(self.best):
             self.best = point | {"selected_on": "dev" if self.dev else self.split}
         best_step = self.best["step"]

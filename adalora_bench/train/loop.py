@@ -42,6 +42,7 @@ class LoopSettings:
     micro_batches: int
     max_grad_norm: float
     eval_every: int  # steps; 0 evaluates at the end only
+    eval_at_start: bool = False  # also before the first step
     patience: int = 0  # evaluations without a new best after which the training ends; 0 never ends it early
     log_every: int
     precision: str
@@ -86,6 +87,8 @@ def train(
         Diverged: loss or gradient norm is NaN or infinite.
         Interrupted: `call.stop` named a signal; the checkpoint is written.
     """
+    if settings.eval_at_start and run.step == 0:
+        call.evaluated(call.evaluate())
     run.model.train()
     while run.step < run.total_steps:
         with meter.phase("train"), count_flops(meter) if run.step == 0 else nullcontext():

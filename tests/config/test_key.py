@@ -88,7 +88,7 @@ KEEP = (
 AND_THESE = {
     "task": {"backbone_for", "official_rows"},
     "backbone": {"form", "load_in_4bit"},
-    "train": {"early_stop"},  # null; test_selection has the other case
+    "train": {"early_stop", "eval_at_start"},  # null and false; test_selection has the other cases
 }
 
 

@@ -112,6 +112,21 @@ def test_the_loss_can_choose(tmp_path: Path) -> None:
     assert record["steps"] == 12
 
 
+def test_the_start_is_scored_too_and_changes_nothing_else(tmp_path: Path) -> None:
+    plain, scored = (trained(tmp_path / name, *more) for name, more in START)
+    first, *rest = scored["history"]
+    assert (first["step"], set(first["scores"])) == (0, {"acc"})
+    assert rest == plain["history"]
+    assert scored["best"] == plain["best"]  # never the start, however good it was
+    losses = [(tmp_path / name / "steps.jsonl").read_text() for name, _ in START]
+    assert losses[0] == losses[1]
+    assert plain["config"]["train"].pop("eval_at_start") is False
+    assert scored["settings_key"] != plain["settings_key"]
+
+
+START = (("plain", ()), ("scored", ("train.eval_at_start=true",)))
+
+
 def test_no_early_stop_is_no_part_of_the_key() -> None:
     from adalora_bench.config import settings_of
 
