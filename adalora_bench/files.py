@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic replacement, JSON lines that survive a kill, reproducible gzip."""
+"""Files that are whole or absent: atomic replacement, tensors, JSON lines that survive a kill, reproducible gzip."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,38 @@ def atomic_write(path: Path, content: bytes) -> None:
 
     UserError: the file system refuses (full, read-only, no folder); an earlier file is intact.
     """
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    _put(path, write, need=len(content))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Put a safetensors file at `path`, as `atomic_write` does. UserError: as there."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # it tells what the system said in words alone
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+    _put(path, write, need=sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()))
+
+
+def _put(path: Path, write: Callable[[Path], None], need: int) -> None:
     # Made here, not by tempfile, so that the usual permissions hold; the process id keeps two writers apart.
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    with writing(path):
+    with writing(path, need):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
+            write(temporary)
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
@@ -51,14 +77,35 @@ def write_if_changed(path: Path, content: bytes | str) -> bool:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the refusal of the file system to write `path` into a UserError that names path and reason."""
+def writing(path: Path, need: int | None = None) -> Iterator[None]:
+    """Turn the refusal of the file system to write `path` into a UserError that names path, reason and need.
+
+    Args:
+        need: bytes that are to be written, where they are known.
+    """
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; what was there before is intact."
-        ) from error
+        reason = (error.strerror or str(error)) + _shortage(path, error.errno, need)
+        raise UserError(f"cannot write {path}: {reason}; what was there before is intact.") from error
+
+
+def _shortage(path: Path, number: int | None, need: int | None) -> str:
+    """What it takes and what there is, in brackets; "" where room is not the trouble."""
+    if need is None or number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ""
+    if number == errno.EFBIG:
+        return f" ({_size(need)} are needed; a file may not grow so large here, see ulimit -f)"
+    place = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return f" ({_size(need)} are needed, {_size(shutil.disk_usage(place).free)} are free)"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
 
 
 def finite(value: Any) -> tuple[Any, list[str]]:
@@ -77,7 +124,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     UserError: the file cannot be written.
     """
     line = json.dumps(finite(row)[0], sort_keys=True, allow_nan=False).encode() + b"\n"
-    with writing(path):
+    with writing(path, len(line)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)

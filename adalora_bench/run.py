@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from adalora_bench import forms, prepare
 from adalora_bench.backbones import Backbone, Loaded
 from adalora_bench.config import build, scale_config, train_config
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
+from adalora_bench.files import write_tensors
 from adalora_bench.methods.base import Method
 from adalora_bench.outcome import adapter_parameters, describe
 from adalora_bench.records import (
@@ -263,7 +263,7 @@ class Training:
         }
         scales = json.dumps({name: layer.scale for name, layer in self.run.adapters.items()})
         if self.run.adapters:  # a fully trained model is as large as its backbone: not kept
-            save_file(tensors, self.folder / "adapter.safetensors", metadata={"scales": scales})
+            write_tensors(self.folder / "adapter.safetensors", tensors, {"scales": scales})
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adalora_bench.files import atomic_write, writing
+from adalora_bench.files import atomic_write, write_tensors
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.budget import Budget, RankEvent
 from adalora_bench.train.state import Group, Run
@@ -102,12 +101,8 @@ def save(folder: Path, run: Run, frozen: set[str], extra: dict[str, Any]) -> Pat
     }
     text = json.dumps(state)
     target = folder / f"step{run.step:08d}"
-    with writing(target):
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, target / TENSORS)
-        with (target / TENSORS).open("rb") as file:
-            os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    write_tensors(target / TENSORS, {k: v.detach().contiguous().clone() for k, v in tensors.items()})
     atomic_write(target / STATE, text.encode())
     sums = "".join(f"{_sha256(target / name)}  {name}\n" for name in (TENSORS, STATE))
     atomic_write(target / COMPLETE, sums.encode())  # syncs the folder too, so the sums are never there alone
