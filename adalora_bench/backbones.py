@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench import four_bit, gguf_weights
+from adalora_bench import four_bit, gguf_weights, weights
 from adalora_bench.data.sources import Found, Source
 from adalora_bench.errors import UserError, unknown
 
@@ -127,7 +127,10 @@ class Backbone:
         else:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            weights.check_architecture(folder, self.architecture)
+            tokenizer = weights.open_files(
+                "tokenizer", folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if self.form != "encoder":
@@ -194,7 +197,10 @@ class Backbone:
         if folder is None:
             return random_model(auto, config)
         more = four_bit.loading() if self.load_in_4bit else {}
-        body = auto.from_pretrained(folder, config=config, local_files_only=True, dtype="float32", **more)
+        newly_made = (
+            ["pooler"] if auto is transformers.AutoModel else self.head_modules
+        )  # our heads use no pooler
+        body = weights.load_model(auto, folder, newly_made=newly_made, config=config, dtype="float32", **more)
         if self.load_in_4bit:
             four_bit.hide_constants(body)
         return body
@@ -205,12 +211,10 @@ class Backbone:
         if folder is None:
             config = AutoConfig.for_model(self.architecture, **(self.config or {}))
         else:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            if config.model_type != self.architecture:
-                raise UserError(
-                    f"the weights in {folder.name} are of architecture {config.model_type!r}, "
-                    f"but backbone.architecture is {self.architecture!r}."
-                )
+            weights.check_architecture(folder, self.architecture)
+            config = weights.open_files(
+                "configuration", folder, lambda: AutoConfig.from_pretrained(folder, local_files_only=True)
+            )
         if outputs is not None:
             config.num_labels = outputs
         if self.dropout is not None:
