@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from adalora_bench.files import (
     write_predictions,
     writing,
 )
-from adalora_bench.schema import DONE, FINISHED, KEY, SCHEMA, STATUSES, finished_at, misfit
+from adalora_bench.schema import DONE, FINISHED, KEY, NAME, SCHEMA, STATUSES, finished_at, misfit
 
 __all__ = [
     "DONE",
@@ -59,7 +58,6 @@ log = logging.getLogger(__name__)
 RECORD = "record.json"
 _LOCK = "unit.lock"
 _HOLDER = "holder.lease"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # What a table never shows and what makes a record large.
 _HEAVY = ("history", "events", "environment", "cosine", "gates")
 _HEAVY_PARTS = {"ranks": ("final", "trace", "nonzero"), "params": ("trace",)}
@@ -111,7 +109,7 @@ class RecordStore:
         """The folder of one unit. ValueError: a name, key or seed that could lead out of the root."""
         parts = [names["task"], names["backbone"], names["method"]]
         for part in parts:
-            if not _NAME.fullmatch(part):
+            if not NAME.fullmatch(part):
                 raise ValueError(
                     f"{part!r} is no name for a folder: letters, digits, '_', '.', '-', at most 100."
                 )

@@ -13,6 +13,7 @@ STATUSES = ("ok", "collapsed", "diverged", "failed")
 FINISHED = ("ok", "collapsed")  # trained to the end: has a score
 DONE = ("ok", "collapsed", "diverged")  # is a result: not run again
 KEY = re.compile(r"[0-9a-f]{64}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # what may be part of a path below results/
 
 _Types = tuple[type, ...]
 _NAMES = ("method", "task", "backbone", "scale")
@@ -95,6 +96,9 @@ def _identity(record: Mapping[str, Any]) -> str | None:
     for name in _NAMES:
         if not isinstance(record["names"].get(name), str):
             return f"names.{name} is {_short(record['names'].get(name))}, not str"
+    for value in (*(record["names"][name] for name in _NAMES), record["split"]):
+        if not NAME.fullmatch(value):
+            return f"{value!r} is no name for a folder: letters, digits, '_', '.', '-', at most 100"
     if not all(isinstance(override, str) for override in record["overrides"]):
         return "overrides holds something that is no text"
     if record["seed"] < 0:
