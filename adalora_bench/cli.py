@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench.compose import CONF_VARIABLE
+from adalora_bench.conf_files import CONF_VARIABLE
 from adalora_bench.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from adalora_bench.reading import (
     claims_command,

@@ -13,40 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from adalora_bench.conf_files import conf_dir, conf_dirs, load_yaml, no_environment, option_file, options
 from adalora_bench.config import GROUPS, STEERING, Cell, Steering, typed
 from adalora_bench.errors import UserError, unknown
-
-CONF_VARIABLE = "ADALORA_BENCH_CONF"
-
-
-def conf_dir() -> Path:
-    """The folder of the YAML files: beside the package in a checkout, inside it in a wheel."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
-
-
-def conf_dirs() -> list[Path]:
-    """`conf_dir`, then the user's own folders, laid out alike: those that ADALORA_BENCH_CONF names.
-
-    UserError: a folder that is not there.
-    """
-    named = [part for part in os.environ.get(CONF_VARIABLE, "").split(os.pathsep) if part]
-    folders = [Path(part).expanduser().resolve() for part in named]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}, a folder of settings (--config-dir, {CONF_VARIABLE}), is not there.")
-    return [conf_dir(), *folders]
-
-
-def options(group: str) -> list[str]:
-    """Names of a config group, sorted."""
-    return sorted({path.stem for folder in conf_dirs() for path in (folder / group).glob("*.yaml")})
-
-
-def option_file(group: str, name: str) -> Path:
-    """The file of an option; the package's own wins, as in Hydra's search path."""
-    paths = [folder / group / f"{name}.yaml" for folder in conf_dirs()]
-    return next((path for path in paths if path.is_file()), paths[0])
+from adalora_bench.schema import NAME
 
 
 def compose_cells(overrides: Sequence[str], *, multirun: bool = False) -> list[Cell]:
@@ -109,6 +79,13 @@ def _compose(overrides: list[str]) -> Cell:
     names["scale"] = given.get("scale") or ("paper" if accelerators() else "cpu")
     names["backbone"] = given.get("backbone") or default_backbone(names["task"], names["scale"])
 
+    for group, name in names.items():
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"{name!r} cannot name a folder of results; rename {option_file(group, name)}: letters, digits, '_', "
+                "'.' and '-', at most 100."
+            )
+
     values = [text for text in overrides if text.split("=", 1)[0] not in GROUPS]
     for group in ("pair", "recipe"):
         if group in given:
@@ -117,7 +94,12 @@ def _compose(overrides: list[str]) -> Cell:
             )
     groups = [f"{group}={names[group]}" for group in GROUPS]
     config = _hydra(groups, values)
-    config |= _steering(config)
+    for group in (*GROUPS, "train"):
+        if not isinstance(config[group], dict):
+            raise UserError(
+                f"{option_file(group, names.get(group, 'default'))} must hold settings, name: value."
+            )
+    config |= _steering(config, [text.split("=", 1)[0] for text in values])
     if config["method"].get("pattern_from"):
         from adalora_bench.pattern import resolve
 
@@ -162,6 +144,7 @@ def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     def run(overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -172,15 +155,23 @@ def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
         # Hydra's own launcher is not used, so its settings would be accepted and do nothing
         if any(text.startswith("hydra.") for text in values):
             raise HydraException("hydra")
-    except (HydraException, OmegaConfBaseException) as error:
-        known = _dotted(OmegaConf.to_container(run(groups), resolve=False))
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        for folder in conf_dirs()[1:]:  # a damaged file of the user's own says so itself
+            for path in sorted(folder.rglob("*.yaml")):
+                load_yaml(path)
+        said = f"the settings do not fit together: {str(error).splitlines()[0].rstrip('.')}."
+        try:
+            known = _dotted(OmegaConf.to_container(run(groups), resolve=False))
+        except (HydraException, OmegaConfBaseException):
+            raise UserError(said) from None
         for text in values:
             key = text.split("=", 1)[0]
             if key != "train" and key not in known:
                 raise UserError(unknown("setting", key, _relatives(key, known))) from None
-        raise UserError(f"the settings do not fit together: {str(error).splitlines()[0]}.") from None
+        raise UserError(said) from None
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        with no_environment():
+            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key} does not resolve: {str(error).splitlines()[0]}.") from None
     assert isinstance(plain, dict)
@@ -216,9 +207,15 @@ def _relatives(key: str, known: list[str]) -> list[str]:
     return namesakes or (siblings if likely else distant) or siblings or [k for k in known if "." not in k]
 
 
-def _steering(config: dict[str, Any]) -> dict[str, Any]:
-    """What steers the command, typed and checked."""
+def _steering(config: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """What steers the command, typed and checked; only the command line may change it (`given`: its names)."""
     names = [field.name for field in fields(Steering)]
+    usual = load_yaml(conf_dir() / "run.yaml")
+    for name in names:
+        if name not in given and config[name] != usual[name]:
+            raise UserError(
+                f"{name}={config[name]!r} comes from a file of settings; it steers a command and is given there."
+            )
     steering = typed(Steering, {name: config[name] for name in names}, "")
     if steering.device == "cuda" and not accelerators():
         raise UserError("device=cuda, but no GPU was found; use device=cpu or device=auto.")
@@ -229,7 +226,7 @@ def default_backbone(task: str, scale: str) -> str:
     """`backbone_for[scale]` of the task's YAML."""
     from omegaconf import OmegaConf
 
-    node = OmegaConf.load(option_file("task", task))
+    node = load_yaml(option_file("task", task))
     name = OmegaConf.select(node, f"backbone_for.{scale}")
     if name is None and "defaults" in node:  # a variant that inherits from another task
         parent = next(str(entry) for entry in node.defaults if entry != "_self_")
@@ -245,15 +242,6 @@ def accelerators() -> list[str]:
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-
-
-def describe(group: str, name: str) -> str:
-    """One line on an option: its `description`, or the first comment of its file."""
-    from omegaconf import OmegaConf
-
-    path = option_file(group, name)
-    text = OmegaConf.select(OmegaConf.load(path), "description")
-    return str(text) if text else path.read_text().splitlines()[0].lstrip("# ")
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

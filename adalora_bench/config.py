@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -193,15 +194,16 @@ def build(node: Mapping[str, Any], name: str) -> Any:
     from adalora_bench.methods.base import Method  # imports no torch; the method's own module may
 
     target = str(node.get("_target_", ""))
+    must_be = "must be a dataclass derived from Method, Task or Backbone."
     module_name, _, class_name = target.rpartition(".")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # not even imported: that can do something
+        raise UserError(f"{name}._target_={target!r} {must_be}")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{name}._target_={target!r} cannot be imported: {error}.") from error
     if not (is_dataclass(cls) and isinstance(cls, type) and issubclass(cls, Method | Task | Backbone)):
-        raise UserError(
-            f"{name}._target_={target!r} must be a dataclass derived from Method, Task or Backbone."
-        )
+        raise UserError(f"{name}._target_={target!r} {must_be}")
     return typed(cls, {key: value for key, value in node.items() if key != "_target_"}, name)
 
 

@@ -184,7 +184,7 @@ def ls_command(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from adalora_bench import metrics
-    from adalora_bench.compose import describe, options
+    from adalora_bench.conf_files import describe, options
 
     group = arguments.group.removesuffix("s")
     table = Table(box=None, show_header=False, pad_edge=False)
