@@ -1,4 +1,4 @@
-"""bench: run | plan | fetch | tables | claims | figures | report | export | show | ls. Thin; imports late."""
+"""bench: run | plan | fetch | tables | claims | figures | report | collect | export | show | ls. Thin; imports late."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from adalora_bench.conf_files import CONF_VARIABLE
 from adalora_bench.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from adalora_bench.reading import (
     claims_command,
+    collect_command,
     console,
     export_command,
     figures_command,
@@ -111,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         add(name, command, text).add_argument(
             "overrides", nargs="*", metavar="NAME=VALUE", help="results_dir=..."
         )
+    collecting = add("collect", collect_command, "bring the records of other results folders into this one")
+    collecting.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="results folders; and results_dir=..."
+    )
     exporting = add(
         "export",
         export_command,

@@ -1,4 +1,4 @@
-"""Commands that read what is there: tables, claims, figures, report, export, ls, show. Heavy modules come late."""
+"""Commands that read what is there: tables, claims, figures, report, collect, export, ls, show. Heavy late."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench.errors import EXIT_OK, UserError, unknown
+from adalora_bench.errors import EXIT_OK, EXIT_UNIT_FAILED, UserError, unknown
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -167,6 +167,28 @@ def _recorded(arguments: argparse.Namespace) -> tuple[Path, list[dict[str, Any]]
     results = Path(chosen.get("results_dir", "results"))
     store = RecordStore(results / "runs")
     return results, store.scan().records, store
+
+
+def collect_command(arguments: argparse.Namespace) -> int:
+    """Bring the records of other results folders into this one, and name what is there twice."""
+    from adalora_bench.collect import collect
+    from adalora_bench.units import count
+
+    chosen = plain([text for text in arguments.folders if "=" in text], {"results_dir"})
+    folders = [Path(text) for text in arguments.folders if "=" not in text]
+    if not folders:
+        raise UserError("no folder given; name the results folders to bring in: bench collect FOLDER...")
+    results = Path(chosen.get("results_dir", "results"))
+    found, out = collect(folders, results), console()
+    out.print(
+        f"{count(len(found.copied), 'unit')} copied into {results}, {len(found.same)} there already",
+        soft_wrap=True,
+    )
+    for path, words in found.both:
+        out.print(f"twice, both kept: {path} ({words})", soft_wrap=True)
+    for sentence in (*found.held, *found.refused):
+        out.print(f"left out: {sentence}", soft_wrap=True)
+    return EXIT_UNIT_FAILED if found.held or found.refused else EXIT_OK
 
 
 def export_command(arguments: argparse.Namespace) -> int:

@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 RECORD = "record.json"
 _LOCK = "unit.lock"
 _HOLDER = "holder.lease"
+LOCAL_FILES = (_LOCK, _HOLDER)  # they mean something in their own folder alone
 # What a table never shows and what makes a record large.
 _HEAVY = ("history", "events", "environment", "cosine", "gates")
 _HEAVY_PARTS = {"ranks": ("final", "trace", "nonzero"), "params": ("trace",)}
