@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +28,7 @@ from adalora_bench.files import (
     write_predictions,
     writing,
 )
+from adalora_bench.lease import HOLDER, LOCK, LeaseHeld, hold
 from adalora_bench.schema import DONE, FINISHED, KEY, NAME, SCHEMA, STATUSES, finished_at, misfit
 
 __all__ = [
@@ -56,9 +55,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
-_LOCK = "unit.lock"
-_HOLDER = "holder.lease"
-LOCAL_FILES = (_LOCK, _HOLDER)  # they mean something in their own folder alone
+LOCAL_FILES = (LOCK, HOLDER)  # they mean something in their own folder alone
 # What a table never shows and what makes a record large.
 _HEAVY = ("history", "events", "environment", "cosine", "gates")
 _HEAVY_PARTS = {"ranks": ("final", "trace", "nonzero"), "params": ("trace",)}
@@ -74,14 +71,6 @@ class Keyed(Protocol):
     @property
     def key(self) -> str:
         """The content key, 64 hex characters."""
-
-
-class LeaseHeld(Exception):
-    """Another process works on this unit; `holder` says which, as far as it is known."""
-
-    def __init__(self, folder: Path, holder: str) -> None:
-        super().__init__(f"{folder} is being worked on by {holder}.")
-        self.holder = holder
 
 
 @dataclass(frozen=True)
@@ -174,32 +163,16 @@ class RecordStore:
     def lease(self, folder: Path) -> Iterator[None]:
         """Hold a unit's folder while working on it; the folder is made where it is missing.
 
-        The lock is the operating system's: it is free again as soon as its holder is dead.
+        It is free again when its holder is dead (`adalora_bench.lease`).
         LeaseHeld: another process holds it. UserError: the folder cannot be written.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(folder / _LOCK, timeout=0)
-        with writing(folder / _LOCK):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire()
-            except Timeout:
-                raise LeaseHeld(folder, _holder(folder)) from None
-        try:
-            with writing(folder / _HOLDER):
+        with hold(folder):
+            with writing(folder):
                 for rest in folder.glob(
                     f"*{TEMPORARY}"
-                ):  # of a writer that was killed; nobody else writes here now
+                ):  # of a writer that was killed; nobody else writes here
                     rest.unlink(missing_ok=True)
-                since = datetime.now(UTC).isoformat(timespec="seconds")
-                (folder / _HOLDER).write_text(
-                    f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-                )
             yield
-        finally:
-            (folder / _HOLDER).unlink(missing_ok=True)
-            lock.release()
 
     def is_done(self, cell: Keyed, seed: int) -> bool:
         """Whether this key and seed has a result: ok, collapsed or diverged. A failed unit is not done."""
@@ -278,10 +251,3 @@ def _lighten(record: dict[str, Any]) -> dict[str, Any]:
         if light.get(field_name):
             light[field_name] = {k: v for k, v in light[field_name].items() if k not in parts}
     return light
-
-
-def _holder(folder: Path) -> str:
-    try:
-        return (folder / _HOLDER).read_text().strip() or "a process that has not said its name yet"
-    except OSError:
-        return "a process that has not said its name yet"
