@@ -1,6 +1,6 @@
-"""Units on local worker processes: hand out, listen, replace the dead, stop in good order.
+"""`launch`, the seam of all engines, and the local one: hand out, listen, replace the dead, stop in good order.
 
-A unit is one (cell, seed). `launch` starts `jobs` workers (spawned, so that each imports torch for itself
+A unit is one (cell, seed). launcher=local starts `jobs` workers (spawned, so that each imports torch for itself
 with its own environment, and keeps it between units) and hands each the next free unit of the whole command.
 What goes wrong stays in its unit: an exception is a failed unit with its traceback in the unit's error.log, a
 worker that dies (exit, segfault, kill) is replaced. Ctrl-C, SIGTERM and SIGUSR1 ask the workers to write
@@ -22,18 +22,10 @@ from multiprocessing import connection as mp_connection
 from pathlib import Path
 from typing import Any
 
+from adalora_bench.books import Books
 from adalora_bench.errors import UserError
 from adalora_bench.progress import Progress
-from adalora_bench.units import (
-    Done,
-    Failure,
-    Summary,
-    Unit,
-    labels,
-    rerun_command,
-    unit_folder,
-    write_error_log,
-)
+from adalora_bench.units import Done, Failure, Summary, Unit, rerun_command, unit_folder
 from adalora_bench.worker import STOP_SIGNALS, Worker, signal_name
 
 __all__ = ["Done", "Failure", "Summary", "Unit", "launch", "rerun_command", "unit_folder", "usable_cores"]
@@ -69,50 +61,41 @@ def launch(
     progress: Progress,
     worker: str = DEFAULT_WORKER,
     skipped: Sequence[Unit] = (),
+    launcher: str = "local",
 ) -> Summary:
     """Run every unit once and say how each ended; raises nothing for what goes wrong inside a unit.
 
     `worker` is "module:function", called in the child as `(unit, store_root, notify, stop, options)`, which
     writes the record itself; `store_root` is the results folder. `options` go to it as they are;
     read here: `threads`, `gpus`, `grace_seconds`, and `show_output=True`, which leaves the workers' stdout
-    and stderr alone instead of keeping their end for error.log.
+    and stderr alone instead of keeping their end for error.log. `launcher` names what runs the units
+    (adalora_bench/engines); `on_interrupt="finish"` lets running units go on to their end after a Ctrl-C.
     """
+    from adalora_bench.engines import engine
+
     options = dict(options or {})
-    count = worker_count(jobs, len(units), options)
     progress.start(len(units), len(skipped))
     try:
         with _stop_signals() as inbox:
-            pool = _Pool(list(units), store_root, options, progress, worker, inbox)
-            return pool.run(count, list(skipped))
+            pool = engine(launcher)(list(units), store_root, options, progress, worker, inbox)
+            return pool.run(jobs, list(skipped))
     finally:
         progress.stop()
 
 
-class _Pool:
-    """One call of `launch`."""
+class LocalPool(Books):
+    """One call of `launch` on local workers."""
 
-    def __init__(
-        self,
-        units: list[Unit],
-        store_root: Path,
-        options: dict[str, Any],
-        progress: Progress,
-        target: str,
-        inbox: int,
-    ) -> None:
-        self.units, self.store_root, self.options = units, store_root, options
-        self.progress, self.target, self.inbox = progress, target, inbox
-        self.labels = labels(units)
-        self.waiting = deque(range(len(units)))
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.waiting = deque(range(len(self.units)))
         self.workers: list[Worker] = []
-        self.ends: dict[int, Done | Failure | None] = {}  # None: held by another process
-        self.stopped: dict[int, int] = {}  # units at a checkpoint, and the signal that their worker got
-        self.signum: int | None = None
-        self.asked_at = 0.0
+        self.asked, self.asked_at = False, 0.0  # for checkpoints; when the last signal came
 
-    def run(self, count: int, skipped: list[Unit]) -> Summary:
+    def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
+        """`jobs` workers, by default one per core or GPU."""
         try:
-            for slot in range(count):
+            for slot in range(worker_count(jobs, len(self.units), self.options)):
                 self.employ(slot)
             while self.workers:
                 self.wait()
@@ -161,25 +144,15 @@ class _Pool:
 
     def take(self, worker: Worker, message: tuple[Any, ...]) -> None:
         """One message of a worker; all but events end its unit."""
-        kind, job, fit = message[0], worker.job, True
+        kind, job = message[0], worker.job
         if job is None:
             return
         if kind == "event":
             self.progress.event(self.labels[job], message[1])
             return
-        if kind == "done":
-            self.finish(job, message[1])
-        elif kind == "failed":
-            worker.listen()
-            _, cause, details, fit = message
-            self.fail(job, cause, details, bytes(worker.said))
-        elif kind == "held":
-            self.ends[job] = None
-            self.progress.passed(self.labels[job], f"left to {message[1]}")
-        elif kind == "interrupted":
-            self.stopped[job] = message[1]
-            self.progress.passed(self.labels[job], "stopped, its checkpoint is written")
-            fit = False
+        worker.listen()
+        self.book(job, message, bytes(worker.said))
+        fit = message[3] if kind == "failed" else kind != "interrupted"
         if fit:
             self.hand_out(worker)
         else:
@@ -197,67 +170,35 @@ class _Pool:
             self.progress.passed(self.labels[job], "stopped without a new checkpoint")
         self.employ(slot)
 
-    def finish(self, job: int, outcome: dict[str, Any]) -> None:
-        """A result; one with status "failed" (a broken promise of the method, say) counts as a failure."""
-        if outcome.get("status") == "failed":
-            self.fail(job, str(outcome.get("reason") or "failed without a reason"), None, b"")
-            return
-        self.ends[job] = Done(self.units[job], outcome)
-        (unit_folder(self.store_root, self.units[job]) / "error.log").unlink(missing_ok=True)
-        self.progress.done(self.labels[job], outcome)
-
-    def fail(
-        self, job: int, cause: str, details: str | None, said: bytes, *, always_log: bool = False
-    ) -> None:
-        """Book the failure; a traceback or a death goes to error.log with the last output of the worker."""
-        unit, log = self.units[job], None
-        if details is not None or always_log:
-            output = said.decode(errors="replace")
-            try:
-                log = write_error_log(unit_folder(self.store_root, unit), unit, cause, details, output)
-            except OSError as error:  # a full disk must not take the other units along
-                cause += f" (error.log could not be written: {error.strerror})"
-        self.ends[job] = Failure(unit, cause, log)
-        self.progress.failed(self.labels[job], cause)
-
     def stop(self, signum: int) -> None:
-        """First signal: ask for checkpoints. A later one: kill."""
+        """First signal: ask for checkpoints, or after Ctrl-C start nothing more (`on_interrupt`). Later: ask, kill."""
         now = time.monotonic()
-        if self.signum is None:
-            self.signum, self.asked_at = signum, now
+        again = self.signum is not None and now - self.asked_at >= SECOND_SIGNAL_SECONDS
+        if self.signum is not None and not again:
+            return
+        name, busy = (
+            signal.Signals(signum).name,
+            [worker for worker in self.workers if worker.job is not None],
+        )
+        finish = signum == signal.SIGINT and self.options.get("on_interrupt") == "finish"
+        if self.asked:
+            for worker in self.workers:
+                worker.deadline = now
+        elif finish and not again:
+            self.progress.note(
+                f"{name}: no other unit is started, {len(busy)} running go on to their end; once more to stop them"
+            )
+        else:
+            self.asked = True
             grace = float(self.options.get("grace_seconds", GRACE_SECONDS))
-            busy = [worker for worker in self.workers if worker.job is not None]
             for worker in busy:
                 worker.deadline = now + grace
                 worker.send("stop", signum)
             self.progress.note(
-                f"{signal.Signals(signum).name}: {len(busy)} running, asked to write a checkpoint and end "
-                f"within {grace:.0f} s; once more to end now"
+                f"{name}: {len(busy)} running, asked to write a checkpoint and end within {grace:.0f} s; "
+                f"once more to end now"
             )
-        elif now - self.asked_at >= SECOND_SIGNAL_SECONDS:
-            for worker in self.workers:
-                worker.deadline = now
-
-    def summary(self, skipped: list[Unit]) -> Summary:
-        result = Summary(skipped=skipped, interrupted=self.signum)
-        for job, unit in enumerate(self.units):
-            if job not in self.ends and job in self.stopped and self.signum is None:
-                self.fail(
-                    job,
-                    f"its worker alone was stopped by {signal_name(self.stopped[job])}; a rerun resumes it",
-                    None,
-                    b"",
-                )
-            end = self.ends.get(job)
-            if isinstance(end, Done):
-                result.done.append(end)
-            elif isinstance(end, Failure):
-                result.failed.append(end)
-            elif job in self.ends:
-                result.held.append(unit)
-            else:
-                result.left.append(unit)
-        return result
+        self.signum, self.asked_at = signum, now
 
 
 def _cause_of_death(code: int) -> str:

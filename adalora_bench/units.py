@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,8 +132,9 @@ def _in_hydra(value: object) -> str:
 def labels(units: Sequence[Unit]) -> list[str]:
     """The name of each unit; where two are alike (other scale, say), the start of the key is added."""
     names = [unit.name for unit in units]
+    times = Counter(names)
     return [
-        f"{name} {unit.cell.key[:8]}" if names.count(name) > 1 else name
+        f"{name} {unit.cell.key[:8]}" if times[name] > 1 else name
         for name, unit in zip(names, units, strict=True)
     ]
 

@@ -155,6 +155,8 @@ def serve(
     mailbox = Mailbox(connection)
     for signum in STOP_SIGNALS:
         signal.signal(signum, mailbox.asked)
+    if options.get("on_interrupt") == "finish":  # Ctrl-C reaches the workers too; the parent decides
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The parent blocked them before it started this process: a Ctrl-C during the start is delivered here.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     while (unit := mailbox.next_unit()) is not None:
@@ -200,6 +202,8 @@ def in_one_line(error: BaseException) -> str:
 class Mailbox:
     """The worker's end of the connection, and the wish to stop: by a signal, the parent, or its death."""
 
+    pause = EVENT_SECONDS
+
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.signum: int | None = None
@@ -232,7 +236,7 @@ class Mailbox:
         now, phase = time.monotonic(), str(event.get("phase", ""))
         last_step = event.get("step") is not None and event["step"] == event.get("total_steps")
         news = event.get("score") is not None or last_step or phase != self.heard[1]
-        if news or now - self.heard[0] >= EVENT_SECONDS:
+        if news or now - self.heard[0] >= self.pause:
             self.heard = (now, phase)
             self.send(("event", dict(event)))
 

@@ -1,0 +1,97 @@
+"""The books of one command over many units: how each ended, whatever runs them. Imports no torch.
+
+An engine (adalora_bench/engines, and the local workers of launch.py) derives from `Books`, runs the units as it can and
+books the reply of each: ("done", outcome), ("failed", cause, traceback | None, ...), ("held", holder) or
+("interrupted", signum).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from adalora_bench.progress import Progress
+from adalora_bench.units import Done, Failure, Summary, Unit, labels, unit_folder, write_error_log
+from adalora_bench.worker import signal_name
+
+
+class Books:
+    """What is known of the units of one command; derived classes add `run`."""
+
+    def __init__(
+        self,
+        units: list[Unit],
+        store_root: Path,
+        options: dict[str, Any],
+        progress: Progress,
+        target: str,
+        inbox: int,
+    ) -> None:
+        self.units, self.store_root, self.options = units, store_root, options
+        self.progress, self.target, self.inbox = progress, target, inbox
+        self.labels = labels(units)
+        self.ends: dict[int, Done | Failure | None] = {}  # None: held by another process
+        self.stopped: dict[int, int] = {}  # units at a checkpoint, and the signal that their worker got
+        self.signum: int | None = None
+
+    def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
+        """Run the units, at most `jobs` at once."""
+        raise NotImplementedError
+
+    def book(self, job: int, reply: tuple[Any, ...], said: bytes = b"") -> None:
+        """The reply of a unit's worker; `said` is the last output of the process."""
+        kind = reply[0]
+        if kind == "done":
+            self.finish(job, reply[1])
+        elif kind == "failed":
+            self.fail(job, reply[1], reply[2], said)
+        elif kind == "held":
+            self.ends[job] = None
+            self.progress.passed(self.labels[job], f"left to {reply[1]}")
+        elif kind == "interrupted":
+            self.stopped[job] = reply[1]
+            self.progress.passed(self.labels[job], "stopped, its checkpoint is written")
+
+    def finish(self, job: int, outcome: dict[str, Any]) -> None:
+        """A result; one with status "failed" (a broken promise of the method, say) counts as a failure."""
+        if outcome.get("status") == "failed":
+            self.fail(job, str(outcome.get("reason") or "failed without a reason"), None, b"")
+            return
+        self.ends[job] = Done(self.units[job], outcome)
+        (unit_folder(self.store_root, self.units[job]) / "error.log").unlink(missing_ok=True)
+        self.progress.done(self.labels[job], outcome)
+
+    def fail(
+        self, job: int, cause: str, details: str | None, said: bytes, *, always_log: bool = False
+    ) -> None:
+        """Book the failure; a traceback or a death goes to error.log with the last output of the worker."""
+        unit, log = self.units[job], None
+        if details is not None or always_log:
+            output = said.decode(errors="replace")
+            try:
+                log = write_error_log(unit_folder(self.store_root, unit), unit, cause, details, output)
+            except OSError as error:  # a full disk must not take the other units along
+                cause += f" (error.log could not be written: {error.strerror})"
+        self.ends[job] = Failure(unit, cause, log)
+        self.progress.failed(self.labels[job], cause)
+
+    def summary(self, skipped: list[Unit]) -> Summary:
+        result = Summary(skipped=skipped, interrupted=self.signum)
+        for job, unit in enumerate(self.units):
+            if job not in self.ends and job in self.stopped and self.signum is None:
+                self.fail(
+                    job,
+                    f"its worker alone was stopped by {signal_name(self.stopped[job])}; a rerun resumes it",
+                    None,
+                    b"",
+                )
+            end = self.ends.get(job)
+            if isinstance(end, Done):
+                result.done.append(end)
+            elif isinstance(end, Failure):
+                result.failed.append(end)
+            elif job in self.ends:
+                result.held.append(unit)
+            else:
+                result.left.append(unit)
+        return result

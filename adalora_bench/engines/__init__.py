@@ -1,0 +1,35 @@
+"""What runs units: launcher=local, ray or slurm. Each is one class over `Books`, found here by its name."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from adalora_bench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from adalora_bench.books import Books
+
+# launcher -> (module, class, the package that pip brings as an extra of the same name)
+ENGINES = {
+    "local": ("adalora_bench.launch", "LocalPool", None),
+    "ray": ("adalora_bench.engines.ray", "RayPool", "ray"),
+    "slurm": ("adalora_bench.engines.slurm", "SlurmPool", "submitit"),
+}
+
+
+def check(name: str) -> None:
+    """UserError: no such launcher, or its package is not installed."""
+    if name not in ENGINES:
+        raise UserError(unknown("launcher", name, ENGINES))
+    package = ENGINES[name][2]
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"launcher={name} needs {package}; pip install 'adalora_bench[{name}]' brings it.")
+
+
+def engine(name: str) -> type[Books]:
+    """The class of a launcher. UserError: as `check`."""
+    check(name)
+    module, cls, _ = ENGINES[name]
+    found: type[Books] = getattr(importlib.import_module(module), cls)
+    return found
