@@ -158,13 +158,14 @@ def _groups() -> str:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
-    from adalora_bench import prepare
+    from adalora_bench import engines, prepare
     from adalora_bench.records import RecordStore
     from adalora_bench.units import Unit, count, summary_lines
 
     out = console()
     cells = _cells(arguments, out)
     common = cells[0].config
+    engines.check(common["launcher"])
     places = prepare.places_of(common)
     present = prepare.look(cells, places)
     for cell in cells:
@@ -180,10 +181,11 @@ def run_command(arguments: argparse.Namespace) -> int:
     store = RecordStore(results / "runs")
     store.check_writable()
     units = [Unit(cell, seed) for cell in cells for seed in cell.seeds]
-    skipped = [] if common["force"] else [unit for unit in units if store.is_done(unit.cell, unit.seed)]
+    done = [not common["force"] and store.is_done(unit.cell, unit.seed) for unit in units]
+    skipped = [unit for unit, is_done in zip(units, done, strict=True) if is_done]
     if skipped:
         out.print(f"skipped: {count(len(skipped), 'unit')} already recorded (force=true runs them again)")
-    todo = [unit for unit in units if unit not in skipped]
+    todo = [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
     summary = _train(todo, skipped, common, results)
     records = light_records(results)
     refresh_tables(results, records, cells, out)
@@ -239,7 +241,14 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
     if not todo:
         return Summary(skipped=skipped)
     gpus = [] if common["device"] == "cpu" else accelerators()
-    options = {"force": common["force"], "gpus": gpus}
+    options = {"force": common["force"], "gpus": gpus, "on_interrupt": common["on_interrupt"]}
+    if common["launcher"] != "local":
+        from adalora_bench import plan
+
+        options |= {
+            "launch": common["launch"],
+            "gib": plan.gib_of([unit.cell for unit in todo], light_records(results)),
+        }
     return launch(
         todo,
         store_root=results,
@@ -247,6 +256,7 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
         options=options,
         progress=make_progress(),
         skipped=skipped,
+        launcher=common["launcher"],
     )
 
 

@@ -105,7 +105,9 @@ def _compose(overrides: list[str]) -> Cell:
 
         config["method"] |= resolve(config)
     seeds = _seeds(config["seeds"])
-    shown = sorted(text for text in values if text.split("=", 1)[0] not in STEERING)
+    shown = sorted(
+        text for text in values if text.split("=", 1)[0] not in STEERING and not text.startswith("launch.")
+    )
     return Cell(names=names, config=config, overrides=tuple(shown), seeds=seeds)
 
 
@@ -217,7 +219,8 @@ def _steering(config: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
                 f"{name}={config[name]!r} comes from a file of settings; it steers a command and is given there."
             )
     steering = typed(Steering, {name: config[name] for name in names}, "")
-    if steering.device == "cuda" and not accelerators():
+    here = steering.launcher == "local"  # a cluster's nodes have what the command's machine may lack
+    if steering.device == "cuda" and here and not accelerators():
         raise UserError("device=cuda, but no GPU was found; use device=cpu or device=auto.")
     return asdict(steering)
 

@@ -18,6 +18,7 @@ from typing import Any
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.train.schedule import Phase, phase_steps
 
+LAUNCHERS = ("local", "ray", "slurm")
 GROUPS = ("method", "task", "backbone", "scale")
 STEERING = (
     "seeds",
@@ -25,6 +26,9 @@ STEERING = (
     "data_dir",
     "device",
     "jobs",
+    "launcher",
+    "on_interrupt",
+    "launch",
     "offline",
     "force",
     "checkpoint_minutes",
@@ -139,6 +143,33 @@ class ScaleConfig:
                 raise UserError(f"scale.{field.name}={value} must be at least 1, or null for no cap.")
 
 
+@dataclass(kw_only=True)
+class LaunchOptions:
+    """`launch` of conf/run.yaml: what launcher=ray and launcher=slurm ask of their cluster for each unit."""
+
+    cpus: float
+    gpus: float
+    memory_gib: float | None
+    retries: int
+    address: str | None
+    cluster: str
+    partition: str | None
+    account: str | None
+    qos: str | None
+    minutes: int
+    array: int
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "minutes", "array"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"launch.{name}={getattr(self, name)} must be above 0.")
+        for name in ("gpus", "memory_gib", "retries"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"launch.{name}={getattr(self, name)} must not be negative.")
+        if self.cluster not in ("slurm", "local"):
+            raise UserError(unknown("value of launch.cluster", self.cluster, ("slurm", "local")))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Steering:
     """The top-level settings of conf/run.yaml that steer a command and change no number."""
@@ -147,6 +178,9 @@ class Steering:
     data_dir: str | None
     device: str
     jobs: int | None
+    launcher: str
+    on_interrupt: str
+    launch: LaunchOptions
     offline: bool
     force: bool
     checkpoint_minutes: float
@@ -158,6 +192,9 @@ class Steering:
             raise UserError(f"device={self.device!r} must be auto, cpu or cuda.")
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"jobs={self.jobs} must be at least 1, or null for one per core.")
+        for name, valid in (("launcher", LAUNCHERS), ("on_interrupt", ("cancel", "finish"))):
+            if getattr(self, name) not in valid:
+                raise UserError(unknown(name, getattr(self, name), valid))
         if not self.checkpoint_minutes >= 0:
             raise UserError(f"checkpoint_minutes={self.checkpoint_minutes} must not be negative.")
 

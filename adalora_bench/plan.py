@@ -190,6 +190,20 @@ def expect(cell: Cell, steps: int, records: Iterable[Record]) -> Expected | None
     return None
 
 
+def gib_of(cells: Iterable[Cell], records: Sequence[Record]) -> dict[str, float]:
+    """Key of a cell -> GiB of its process by past records of its task, backbone and method; others are left out."""
+    found = {}
+    for cell in cells:
+        expected = None if cell.key in found else expect(cell, 1, records)
+        if (
+            expected is not None
+            and expected.gib is not None
+            and expected.basis.endswith(", ".join(LEVELS[0]))
+        ):
+            found[cell.key] = expected.gib
+    return found
+
+
 def plan_lines(planned: Sequence[PlannedCell], jobs: int) -> list[str]:
     """For people: one block per cell, and the whole."""
     lines = []

@@ -62,6 +62,9 @@ CHANGE = (
 KEEP = (
     "seeds=[7]",
     "jobs=2",
+    "launcher=ray",
+    "on_interrupt=finish",
+    "launch.partition=gpu",
     "device=cpu",
     "results_dir=elsewhere",
     "data_dir=elsewhere",
@@ -197,7 +200,10 @@ def test_a_setting_typed_with_its_own_value_keeps_the_key(base: Cell) -> None:
 def test_every_setting_is_either_part_of_the_key_or_listed_here(base: Cell) -> None:
     """A new setting must not slip out of the key unnoticed."""
     out = set(base.config) - set(settings_of(base.config))
-    assert out == {text.split("=")[0] for text in KEEP if "." not in text.split("=")[0]} | {"recipe"}
+    assert out == {text.split("=")[0] for text in KEEP if "." not in text.split("=")[0]} | {
+        "recipe",
+        "launch",
+    }
     for group in ("task", "backbone", "train", "method", "scale"):
         left_out = set(base.config[group]) - set(settings_of(base.config)[group])
         named = {text.split("=")[0].split(".")[1] for text in KEEP if text.startswith(f"{group}.")}

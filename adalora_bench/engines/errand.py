@@ -1,0 +1,60 @@
+"""One unit sent to another process or machine: all that it needs there, and how it is run there. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adalora_bench.books import Books
+from adalora_bench.lease import wait_for_dead
+from adalora_bench.units import Unit, unit_folder
+from adalora_bench.worker import Mailbox, in_one_line, run_one, worker_environment
+
+# Variables of the command that decide what a unit reads; a node has its own of everything else.
+CARRIED = ("ADALORA_BENCH_", "HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN_PATH")
+# Options of the command that mean nothing on a node.
+OF_THE_COMMAND = ("gpus", "gib", "launch", "on_interrupt", "grace_seconds", "show_output")
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A unit on its way: `folder` is where the command was started, `target` is "module:function"."""
+
+    unit: Unit
+    target: str
+    store_root: Path
+    options: dict[str, Any]
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, mailbox: Mailbox) -> tuple[Any, ...]:
+        """Run the unit here and return its reply (worker.py). Called before the process has imported torch.
+
+        A predecessor that died with its machine still has its lease for a while: it is waited for, unless it is alive.
+        """
+        os.environ.update(self.environment)
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            cause = f"the folder of the command is not on {os.uname().nodename}: {in_one_line(error)}"
+            return ("failed", cause, None, True)
+        reply = run_one(self.unit, self.target, self.store_root, mailbox, self.options)
+        if reply[0] == "held" and wait_for_dead(unit_folder(self.store_root, self.unit)):
+            reply = run_one(self.unit, self.target, self.store_root, mailbox, self.options)
+        return reply
+
+
+def errands(books: Books) -> list[Errand]:
+    """All units of a command, ready to be sent. Paths are made absolute: they must mean the same on every node."""
+    carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+    kept = {name: value for name, value in books.options.items() if name not in OF_THE_COMMAND}
+    environment = carried | worker_environment(0, {"threads": kept.get("threads")})
+    root = books.store_root.resolve()
+    return [Errand(unit, books.target, root, kept, Path.cwd(), environment) for unit in books.units]
+
+
+def settings(books: Books) -> dict[str, Any]:
+    """The settings below `launch` (config.LaunchOptions)."""
+    return dict(books.options["launch"])

@@ -1,0 +1,213 @@
+"""launcher=ray: units as tasks of a Ray cluster, one that runs (launch.address) or one that is started here.
+
+Ray places the tasks by their resources and runs a task again whose worker or node died; the unit goes on from its
+checkpoint. One small actor carries news to the command and the wish to stop to the units. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from select import select
+from typing import Any
+
+from adalora_bench.books import Books
+from adalora_bench.engines.errand import Errand, errands, settings
+from adalora_bench.launch import GRACE_SECONDS, SECOND_SIGNAL_SECONDS, usable_cores
+from adalora_bench.units import Summary, Unit
+from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
+
+ASK_SECONDS = 1.0  # a unit asks the board at most this often whether to stop
+
+
+class Board:
+    """An actor: which units have started, their news, and whether they shall stop."""
+
+    def __init__(self) -> None:
+        self.news: list[tuple[int, dict[str, Any]]] = []
+        self.begun: set[int] = set()
+        self.closed = False  # nothing starts any more
+        self.signum: int | None = None
+
+    def begin(self, job: int) -> bool:
+        """Whether a unit may start."""
+        if not self.closed:
+            self.begun.add(job)
+            self.news.append((job, {"phase": "start"}))
+        return not self.closed
+
+    def tell(self, job: int, event: dict[str, Any]) -> None:
+        """News of a unit."""
+        self.news.append((job, event))
+
+    def asked(self) -> int | None:
+        """The signal that asks running units to stop."""
+        return self.signum
+
+    def close(self, signum: int | None) -> list[int]:
+        """Start nothing more; with a signal, ask what runs to stop. Returns what has started so far."""
+        self.closed, self.signum = True, signum
+        return sorted(self.begun)
+
+    def heard(self) -> list[tuple[int, dict[str, Any]]]:
+        """The news since the last call."""
+        news, self.news = self.news, []
+        return news
+
+
+class BoardMailbox(Mailbox):
+    """A unit's end of the board."""
+
+    pause = ASK_SECONDS
+
+    def __init__(self, board: Any, job: int) -> None:
+        self.board, self.job = board, job
+        self.signum: int | None = None
+        self.heard = (float("-inf"), "")
+        self.asked_at = time.monotonic()
+
+    def stop(self) -> int | None:
+        """The signal that asked to stop; the board is asked once a second."""
+        import ray
+
+        if self.signum is None and time.monotonic() - self.asked_at >= ASK_SECONDS:
+            self.asked_at = time.monotonic()
+            self.signum = ray.get(self.board.asked.remote())
+        return self.signum
+
+    def send(self, message: tuple[Any, ...]) -> bool:
+        self.board.tell.remote(self.job, message[1])
+        return True
+
+
+def run_task(board: Any, job: int, errand: Errand) -> tuple[Any, ...] | None:
+    """What runs on the cluster; None where the command was stopped before this unit began."""
+    import ray
+
+    if not ray.get(board.begin.remote(job)):
+        return None
+    return errand.run(BoardMailbox(board, job))
+
+
+class RayPool(Books):
+    """One call of `launch` on a Ray cluster."""
+
+    deadline: float | None = (
+        None  # after a signal: until then the running units have time for their checkpoints
+    )
+    asked_at = 0.0  # when the last signal came
+
+    def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
+        """At most `jobs` units at once: a cluster that is started here gets so many CPUs, one that runs has its own."""
+        import ray
+
+        self.chosen = settings(self)
+        self._connect(jobs)
+        try:
+            self.board = ray.remote(num_cpus=0)(Board).remote()
+            self._watch(jobs)
+        finally:
+            ray.shutdown()
+        return self.summary(skipped)
+
+    def _connect(self, jobs: int | None) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by default
+        handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+        address = self.chosen.get("address")
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        else:
+            cores = float(self.chosen.get("cpus", 1)) * (jobs or usable_cores())
+            ray.init(
+                address="local",
+                num_cpus=max(1, round(cores)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+            )
+        for (
+            signum,
+            handler,
+        ) in handlers.items():  # Ray puts one of its own for SIGTERM, which would end the command
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signum, handler)
+
+    def _submit(self, job: int, errand: Errand) -> Any:
+        import ray
+
+        gib = self.chosen.get("memory_gib") or self.options.get("gib", {}).get(errand.unit.cell.key)
+        task = ray.remote(run_task).options(
+            name=self.labels[job],
+            num_cpus=self.chosen.get("cpus", 1),
+            num_gpus=self.chosen.get("gpus", 0),
+            memory=int(gib * 2**30) if gib else None,
+            max_retries=self.chosen.get("retries", 3),
+        )
+        return task.remote(self.board, job, errand)
+
+    def _watch(self, jobs: int | None) -> None:
+        """Until every unit has ended, or those that run when a signal comes."""
+        import ray
+
+        waiting = list(enumerate(errands(self)))[::-1]
+        running: dict[Any, int] = {}
+        while running or (waiting and self.signum is None):
+            while waiting and self.signum is None and len(running) < (jobs or len(self.units)):
+                job, errand = waiting.pop()
+                running[self._submit(job, errand)] = job
+            ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0.5, fetch_local=True)
+            for job, event in ray.get(self.board.heard.remote()):
+                if job not in self.ends:
+                    self.progress.event(self.labels[job], event)
+            for one in ready:
+                self._end(running.pop(one), one)
+            if select([self.inbox], [], [], 0)[0]:
+                begun = self._stop(os.read(self.inbox, 1)[0])
+                running = {one: job for one, job in running.items() if job in begun}
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                return
+            self.progress.tick()
+
+    def _end(self, job: int, reference: Any) -> None:
+        """Book a task that has ended."""
+        import ray
+
+        try:
+            reply = ray.get(reference)
+        except ray.exceptions.RayError as error:  # its worker died too often, or never came to run the unit
+            self.fail(job, f"Ray: {in_one_line(error)}", str(error), b"")
+            return
+        if reply is not None:
+            self.book(job, reply)
+
+    def _stop(self, signum: int) -> list[int]:
+        """First Ctrl-C: as `on_interrupt` says. Another: checkpoints, then the end. Returns what has started."""
+        import ray
+
+        now = time.monotonic()
+        name = signal.Signals(signum).name
+        first = self.signum is None
+        draining = self.signum is not None and self.deadline is None
+        finish = first and signum == signal.SIGINT and self.options.get("on_interrupt") == "finish"
+        begun: list[int] = ray.get(self.board.close.remote(None if finish else signum))
+        live = [job for job in begun if job not in self.ends and job not in self.stopped]
+        if first:
+            self.signum, self.asked_at = signum, now
+        if finish:
+            self.progress.note(
+                f"{name}: no other unit is started, {len(live)} running go on to their end; once more to stop them"
+            )
+        elif first or draining:
+            grace = float(self.options.get("grace_seconds", GRACE_SECONDS))
+            self.deadline = now + grace
+            self.progress.note(
+                f"{name}: {len(live)} running, asked to write a checkpoint and end within {grace:.0f} s; "
+                f"once more to end now"
+            )
+        elif now - self.asked_at >= SECOND_SIGNAL_SECONDS:
+            self.deadline = now
+        return begun

@@ -1,0 +1,107 @@
+"""What the engines' classes are found by, ask for and refuse, without a cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adalora_bench import cli
+from adalora_bench.books import Books
+from adalora_bench.compose import compose_cells
+from adalora_bench.config import LAUNCHERS
+from adalora_bench.engines import ENGINES, check, engine
+from adalora_bench.engines.ray import Board
+from adalora_bench.engines.slurm import parameters
+from adalora_bench.errors import UserError
+
+COMMAND = ("method=lora", "task=toy", "scale=smoke")
+
+
+def chosen(*more: str) -> dict[str, Any]:
+    (cell,) = compose_cells([*COMMAND, *more])
+    return dict(cell.config["launch"])
+
+
+def test_every_launcher_has_its_class() -> None:
+    assert tuple(ENGINES) == LAUNCHERS
+    assert issubclass(engine("local"), Books)
+    with pytest.raises(UserError, match="unknown launcher 'slrum'; did you mean 'slurm'"):
+        check("slrum")
+
+
+@pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_extra_is_a_sentence_with_the_command(
+    name: str,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda wanted, *more: None if wanted == package else real(wanted, *more)
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", *COMMAND, f"launcher={name}"]) == 2
+    said = f"bench: launcher={name} needs {package}; pip install 'adalora_bench[{name}]' brings it.\n"
+    assert capsys.readouterr().err == said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_import_neither_torch_nor_their_package() -> None:
+    code = (
+        "import sys, adalora_bench.engines.ray, adalora_bench.engines.slurm; "
+        "sys.exit(bool({'torch', 'ray', 'submitit', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_asked_of_slurm() -> None:
+    assert parameters(chosen(), None) == {
+        "name": "bench",
+        "timeout_min": 60,
+        "cpus_per_task": 1,
+        "slurm_signal_delay_s": 90,
+    }
+    typed = (
+        "launch.partition=gpu",
+        "launch.account=me",
+        "launch.gpus=1",
+        "launch.memory_gib=7",
+        "launch.minutes=5",
+    )
+    asked = parameters(chosen(*typed), 8)
+    assert (asked["slurm_partition"], asked["slurm_account"], asked["slurm_array_parallelism"]) == (
+        "gpu",
+        "me",
+        8,
+    )
+    assert (asked["gpus_per_node"], asked["mem_gb"], asked["timeout_min"]) == (1, 7, 5)
+    assert asked["slurm_signal_delay_s"] == 30
+
+
+def test_settings_of_the_launcher_are_no_part_of_a_unit() -> None:
+    (one,), (other,) = (
+        compose_cells([*COMMAND, *more]) for more in ((), ("launch.cpus=2", "launcher=slurm"))
+    )
+    assert one.overrides == other.overrides == ()
+
+
+def test_the_board_starts_nothing_after_the_end_was_called() -> None:
+    board = Board()
+    assert board.begin(3)
+    board.tell(3, {"step": 1})
+    assert board.asked() is None
+    assert board.close(None) == [3]  # Ctrl-C with on_interrupt=finish: what runs is not asked to stop
+    assert not board.begin(4)
+    assert board.asked() is None
+    assert board.close(signal.SIGTERM) == [3]
+    assert board.asked() == signal.SIGTERM
+    assert board.heard() == [(3, {"phase": "start"}), (3, {"step": 1})]
+    assert board.heard() == []
