@@ -99,7 +99,7 @@ def _compose(overrides: list[str]) -> Cell:
             raise UserError(
                 f"{option_file(group, names.get(group, 'default'))} must hold settings, name: value."
             )
-    config |= _steering(config, [text.split("=", 1)[0] for text in values])
+    config |= _steering(config, [text.split("=", 1)[0].partition(".")[0] for text in values])
     if config["method"].get("pattern_from"):
         from adalora_bench.pattern import resolve
 
