@@ -11,6 +11,9 @@ TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 # Worker processes (empty: bench takes one per core; the tests take 2).
 JOBS ?=
+# How often a unit is killed, and how often two processes meet on one, in test-faults.
+KILLS ?= 50
+PAIRS ?= 20
 # Real data sets in the hub's layout, for test-data.
 ADALORA_BENCH_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
@@ -24,11 +27,12 @@ DEMO_ARGS := results_dir=results/demo
 RUN_ARGS := $(if $(JOBS),jobs=$(JOBS))
 QUIET_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 PYTEST := $(BIN)/python -m pytest
+FIGURES := build/fault-figures.jsonl
 
-.PHONY: help install demo test test-data lint format tables claims figures report clean
+.PHONY: help install demo test test-data test-faults lint format tables claims figures report clean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Variables: PYTHON, TORCH (torch build, e.g. TORCH=torch==2.13.0+cpu), PIP_ARGS, JOBS, ADALORA_BENCH_DATA'
 
 install: $(STAMP) ## Make .venv with the pinned versions (once; again when pyproject.toml or constraints.txt change)
@@ -56,6 +60,12 @@ test-data: install ## The tests that need real data (ADALORA_BENCH_DATA, default
 	@test -d "$(ADALORA_BENCH_DATA)" || { echo 'make test-data needs real data sets: set ADALORA_BENCH_DATA to a folder in the layout of the hub (nyu-mll/glue/rte/...); received "$(ADALORA_BENCH_DATA)".'; exit 1; }
 	$(BENCH) fetch task=film_reviews scale=cpu
 	ADALORA_BENCH_DATA="$(ADALORA_BENCH_DATA)" $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup -m 'data and not slow'
+
+test-faults: install ## Every fault, many times (KILLS=50 PAIRS=20), and docs/reliability.md from the counts: 20 minutes
+	mkdir -p $(dir $(FIGURES)) && rm -f $(FIGURES)
+	status=0; env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup -m fault \
+		--kills $(KILLS) --pairs $(PAIRS) --figures $(FIGURES) || status=$$?; \
+		$(BIN)/python scripts/reliability.py $(FIGURES) docs/reliability.md; exit $$status
 
 lint: install ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["fault_figures"]
+
 DATA = "ADALORA_BENCH_DATA"
 CACHE = "ADALORA_BENCH_CACHE"
 USER_DATA = os.environ.get(DATA)

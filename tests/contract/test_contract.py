@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from identical import assert_close, assert_identical
 from tiny_runs import (
     PAIRS,
     REPEATED,
     SEED,
     TEXT,
-    Course,
     begin,
     dropout,
     finish,
@@ -25,13 +23,11 @@ from tiny_runs import (
     training_loss,
     watched,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from adalora_bench import fused
 from adalora_bench.methods import peft
 from adalora_bench.train import loop
-
-VOLATILE = ("seconds", "peak_memory_bytes", "finished", "git")  # git: someone may commit meanwhile
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -251,64 +247,6 @@ def test_four_micro_batches_equal_one(method: str, backbone: str, tmp_path: Path
             )
         models.append(training.run.model.state_dict())
     assert_close(models[0], models[1], 1e-6)
-
-
-def assert_identical(a: Course, b: Course) -> None:
-    """Bit for bit: weights, optimizer, generators, scratch, record, log and artefacts."""
-    one, other = a.training.run, b.training.run
-    assert_close(one.model.state_dict(), other.model.state_dict(), 0)
-    assert_close(optimizer_state(a), optimizer_state(b), 0)
-    assert a.rng is not None
-    assert b.rng is not None
-    assert torch.equal(a.rng, b.rng)
-    assert torch.equal(one.generator.get_state(), other.generator.get_state())
-    assert comparable(one.scratch) == comparable(other.scratch)
-    assert steady(a.record) == steady(b.record)
-    for name in ("steps.jsonl", "predictions.jsonl.gz", "adapter.safetensors"):
-        files = [course.training.folder / name for course in (a, b)]
-        assert files[0].exists() == files[1].exists(), name
-        if files[0].exists():
-            assert files[0].read_bytes() == files[1].read_bytes(), name
-    assert (a.training.folder / "steps.jsonl").exists()
-
-
-def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -> None:
-    assert list(a) == list(b)
-    for name in a:
-        assert a[name].dtype == b[name].dtype, name
-        if tolerance == 0:
-            assert torch.equal(a[name], b[name]), name
-        else:
-            torch.testing.assert_close(
-                a[name], b[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-            )
-
-
-def optimizer_state(course: Course) -> dict[str, Tensor]:
-    """All that the optimizer holds, as tensors by name; group settings included."""
-    run = course.training.run
-    assert run.optimizer is not None
-    names = {id(p): name for name, p in run.model.named_parameters()}
-    out: dict[str, Tensor] = {}
-    for number, group in enumerate(run.optimizer.param_groups):
-        for p in group["params"]:
-            for slot, value in run.optimizer.state.get(p, {}).items():
-                out[f"{number}.{names[id(p)]}.{slot}"] = value
-        for key in ("lr", "peak_lr", "weight_decay", "born", "warmup"):
-            out[f"{number}.{group['name']}.{key}"] = torch.tensor(group[key], dtype=torch.float64)
-    return dict(sorted(out.items()))
-
-
-def steady(record: dict[str, Any]) -> dict[str, Any]:
-    plain = json.loads(json.dumps(record))
-    return {key: value for key, value in plain.items() if key not in VOLATILE}
-
-
-def comparable(scratch: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: (str(value.dtype), value.tolist()) if isinstance(value, Tensor) else value
-        for key, value in scratch.items()
-    }
 
 
 def _is_in(p: nn.Parameter, params: list[nn.Parameter]) -> bool:
