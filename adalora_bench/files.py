@@ -132,10 +132,8 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
                 file.seek(end - 1)
                 if file.read(1) != b"\n":
                     line = b"\n" + line
-            written = file.write(line)
-        if written != len(line):
-            # An unbuffered write may stop early without an error when the disk fills up.
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while line:  # an unbuffered write may stop early; the next one says why
+                line = line[file.write(line) :]
 
 
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:

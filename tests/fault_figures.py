@@ -39,22 +39,39 @@ FAULTS = {
         "os._exit, sys.exit, exceptions, no memory, SIGKILL, SIGSEGV in its worker",
     ),
     "R8": Fault("a damaged record", "cut, empty, binary, NaN, another schema, names that lead elsewhere"),
-    "R9": Fault("a full disk", "RLIMIT_FSIZE, and a tmpfs of a few hundred KiB, at record, checkpoint, adapter and log"),
+    "R9": Fault(
+        "a full disk",
+        "RLIMIT_FSIZE, and a tmpfs of a few hundred KiB, at record, checkpoint, adapter and log",
+    ),
     "R9 read": Fault("a results folder that cannot be written", "a read-only mount, a file in its place"),
-    "R10": Fault("numbers gone bad", "NaN or infinity in loss, gradient, weight, score or prediction at a chosen step"),
+    "R10": Fault(
+        "numbers gone bad", "NaN or infinity in loss, gradient, weight, score or prediction at a chosen step"
+    ),
     "R10 one": Fault("one predicted class", "a training that learns nothing; tables of such seeds"),
     "R11": Fault("SIGINT, SIGTERM, SIGUSR1", "to the command or its whole group in the middle of a training"),
     "R12": Fault("a damaged checkpoint", "cut, changed, zeroed or removed files; pickles under valid sums"),
     "R13": Fault("a wrong command", "wrong names, keys, types, values and grammar, without data"),
-    "R14": Fault("a wrong file of settings", "damaged YAML, constructors, wrong keys and targets, in --config-dir"),
-    "R14 data": Fault("a wrong data file", "cut, empty, foreign and pickled files, missing columns, bad values"),
+    "R14": Fault(
+        "a wrong file of settings", "damaged YAML, constructors, wrong keys and targets, in --config-dir"
+    ),
+    "R14 data": Fault(
+        "a wrong data file", "cut, empty, foreign and pickled files, missing columns, bad values"
+    ),
     "R15": Fault("no network", "a socket guard in every process"),
     "R16": Fault("a payload in a file", "pickles as weights, checkpoint, adapter, record and data"),
-    "R17": Fault("code beside weights", "auto_map in config.json and tokenizer_config.json; sources searched"),
-    "secrets": Fault("a secret in the environment", "HF_TOKEN and a judge's key, through good and failing units"),
+    "R17": Fault(
+        "code beside weights", "auto_map in config.json and tokenizer_config.json; sources searched"
+    ),
+    "secrets": Fault(
+        "a secret in the environment", "HF_TOKEN and a judge's key, through good and failing units"
+    ),
     "sha256": Fault("an asset that is not the pinned one", "another wheel under the pinned name"),
-    "R21": Fault("micro-batches", "four pieces of a batch against one, in float64, every method and backbone"),
-    "R23": Fault("order, workers, hash seed", "the 12 cells reversed, 1, 2 and 3 workers, other PYTHONHASHSEED"),
+    "R21": Fault(
+        "micro-batches", "four pieces of a batch against one, in float64, every method and backbone"
+    ),
+    "R23": Fault(
+        "order, workers, hash seed", "the 12 cells reversed, 1, 2 and 3 workers, other PYTHONHASHSEED"
+    ),
     "R24": Fault("5,000 records", "bench tables over them"),
     "R25": Fault("leaks", "20 units in one command; memory of the parent, processes and files afterwards"),
 }
@@ -66,13 +83,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--kills", type=int, default=50, help="SIGKILLs of one unit in the heavy fault tests")
     group.addoption("--pairs", type=int, default=20, help="how often two processes meet on one unit")
-    group.addoption("--figures", type=Path, metavar="FILE", help="append what fault tests counted, as JSON lines")
+    group.addoption(
+        "--figures", type=Path, metavar="FILE", help="append what fault tests counted, as JSON lines"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in item.iter_markers("fault"):
-            assert marker.args[0] in FAULTS, f"{item.nodeid}: no fault {marker.args[0]!r} in {__name__}.FAULTS"
+            assert marker.args[0] in FAULTS, (
+                f"{item.nodeid}: no fault {marker.args[0]!r} in {__name__}.FAULTS"
+            )
 
 
 @pytest.fixture
@@ -114,7 +135,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if mine:
             said = "; ".join(dict.fromkeys(line["said"] for line in mine if line["said"]))
             numbers = [sum(line[k] for line in mine) for k in ("survived", "tried")]
-            terminalreporter.write_line(f"{name}: {numbers[0]} / {numbers[1]}  {FAULTS[name].what}  {said}".rstrip())
+            terminalreporter.write_line(
+                f"{name}: {numbers[0]} / {numbers[1]}  {FAULTS[name].what}  {said}".rstrip()
+            )
 
 
 def _line(report: Any, outcome: str) -> dict[str, Any] | None:

@@ -40,11 +40,12 @@ class Units:
             text=True,
         )
         self.number = 0
+        self.folder = TemporaryDirectory()  # for what units report
 
     def start(self, results: Path, *overrides: str, seed: int = 0, most_bytes: int | None = None) -> Started:
         """Fork a process that runs one unit; `most_bytes` is the largest file that it may write."""
         self.number += 1
-        told = results.parent / f"told-{os.getpid()}-{self.number}.json"
+        told = Path(self.folder.name) / f"{self.number}.json"
         request = {"results": str(results), "overrides": overrides, "seed": seed, "most_bytes": most_bytes}
         return Started(self, int(self.ask("start", request | {"told": str(told)})["pid"]), told)
 
@@ -62,6 +63,7 @@ class Units:
 
     def close(self) -> None:
         self.process.communicate(timeout=60)
+        self.folder.cleanup()
         assert self.process.returncode == 0
 
 

@@ -43,7 +43,9 @@ def same(results: Path, whole: Path) -> None:
     assert one is not None
     assert other is not None
     assert facts(one) == facts(other)
-    [folder], [expected] = ([path.parent for path in place.rglob("record.json")] for place in (results, whole))
+    [folder], [expected] = (
+        [path.parent for path in place.rglob("record.json")] for place in (results, whole)
+    )
     assert {path.name for path in folder.iterdir()} == KEPT
     for name in KEPT - {"record.json", "unit.lock"}:
         assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
