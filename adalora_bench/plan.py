@@ -5,6 +5,7 @@ Hours and GiB are expected from past records: seconds per step of the nearest ce
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -226,16 +227,24 @@ def plan_lines(planned: Sequence[PlannedCell], jobs: int) -> list[str]:
             lines.append("  time unknown: nothing with this backbone was run yet")
     left = sum(one.left for one in planned)
     known = [one for one in planned if one.left and one.expected is not None]
-    seconds = sum(one.left * one.expected.seconds for one in known if one.expected is not None)
+    units = [one.expected.seconds for one in known if one.expected is not None for _ in range(one.left)]
     total = sum(sum(one.units.values()) for one in planned)
     unknown = sum(one.left for one in planned if one.left and one.expected is None)
     lines.append(f"{len(planned)} cells, {total} units, {left} to train")
     if known:
         rest = f", and {unknown} units of unknown length" if unknown else ""
         lines.append(
-            f"expected: {duration(seconds)} of work, about {duration(seconds / jobs)} with jobs={jobs}{rest}"
+            f"expected: {duration(sum(units))} of work, about {duration(makespan(units, jobs))} with jobs={jobs}{rest}"
         )
     return lines
+
+
+def makespan(seconds: Sequence[float], workers: int) -> float:
+    """Seconds until the last unit has ended, where each worker that is free takes the next one in order."""
+    ends = [0.0] * min(workers, max(1, len(seconds)))  # a heap: the first is the worker that is free first
+    for one in seconds:
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends)
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from adalora_bench.compose import compose_cells
 from adalora_bench.config import Cell
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Facts
-from adalora_bench.plan import cells_of, duration, expect, phases_of, plan, plan_lines
+from adalora_bench.plan import cells_of, duration, expect, gib_of, makespan, phases_of, plan, plan_lines
 
 FACTS = Facts(total_steps=100, steps_per_epoch=50, warmup=6, modules=12)
 
@@ -80,7 +80,7 @@ def test_lines_for_people() -> None:
     assert "100 steps (50 an epoch), warmup 6" in lines[1]
     assert "about 3 min a unit, 1.0 GiB" in lines[2]
     assert lines[-2] == "1 cells, 4 units, 3 to train"
-    assert lines[-1] == "expected: 10 min of work, about 5 min with jobs=2"
+    assert lines[-1] == "expected: 10 min of work, about 7 min with jobs=2"
     unknown = plan_lines(plan([cell()], [None], []), jobs=1)
     assert "data is not on this machine" in unknown[1]
 
@@ -116,3 +116,16 @@ def test_wrong_tables_are_answered_with_the_nearest_name(overrides: list[str], s
 
 def test_durations() -> None:
     assert [duration(s) for s in (45, 120, 3600, 12600)] == ["45 s", "2 min", "60 min", "3.5 h"]
+
+
+def test_makespan_of_units_in_their_order() -> None:
+    assert makespan([3, 1, 1, 1, 2], 1) == 8
+    assert makespan([3, 1, 1, 1, 2], 2) == 5  # 3 + 2 beside 1 + 1 + 1
+    assert makespan([3, 1, 1, 1, 2], 64) == 3
+    assert makespan([], 4) == 0
+
+
+def test_memory_is_taken_from_records_of_the_same_cell_alone() -> None:
+    names = {"task": "toy", "backbone": "tiny_bert", "method": "lora", "scale": "smoke"}
+    assert gib_of([cell(), cell()], [record(0), record(1)]) == {"a" * 64: 1.0}
+    assert gib_of([cell()], [record(0, names=names)]) == {}
