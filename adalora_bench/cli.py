@@ -234,7 +234,7 @@ def _cells(arguments: argparse.Namespace, out: Console) -> list[Cell]:
 
 def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results: Path) -> Summary:
     from adalora_bench.compose import accelerators
-    from adalora_bench.launch import launch
+    from adalora_bench.launch import launch, usable_cores
     from adalora_bench.progress import make_progress
     from adalora_bench.units import Summary
 
@@ -249,10 +249,13 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
             "launch": common["launch"],
             "gib": plan.gib_of([unit.cell for unit in todo], light_records(results)),
         }
+    jobs = common["jobs"]
+    if jobs is None and common["processes"] > 1 and common["launcher"] == "local":
+        jobs = max(1, usable_cores() // common["processes"])
     return launch(
         todo,
         store_root=results,
-        jobs=common["jobs"],
+        jobs=jobs,
         options=options,
         progress=make_progress(),
         skipped=skipped,

@@ -177,6 +177,7 @@ class Steering:
     results_dir: str
     data_dir: str | None
     device: str
+    processes: int
     jobs: int | None
     launcher: str
     on_interrupt: str
@@ -190,6 +191,10 @@ class Steering:
             raise UserError("results_dir='' must name a folder.")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"device={self.device!r} must be auto, cpu or cuda.")
+        if self.processes < 1:
+            raise UserError(f"processes={self.processes} must be at least 1.")
+        if self.processes > 1 and self.device != "cpu":
+            raise UserError(f"processes={self.processes} trains on CPUs only as yet; add device=cpu.")
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"jobs={self.jobs} must be at least 1, or null for one per core.")
         for name, valid in (("launcher", LAUNCHERS), ("on_interrupt", ("cancel", "finish"))):
@@ -324,6 +329,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         del kept["backbone"]["load_in_4bit"]
     unused = (("early_stop", None), ("eval_at_start", False))
     kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in unused}
+    if kept.get("processes") == 1:
+        del kept["processes"]
     return kept
 
 

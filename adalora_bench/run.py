@@ -30,9 +30,11 @@ from adalora_bench.records import (
 )
 from adalora_bench.train import checkpoint, loop, parts
 from adalora_bench.train.evaluate import Scoring, is_collapsed
+from adalora_bench.train.helpers import team_of
 from adalora_bench.train.meter import Meter
 from adalora_bench.train.seeds import derive, generator
 from adalora_bench.train.state import OptimizerSettings, Run
+from adalora_bench.train.team import ALONE, Team
 from adalora_bench.units import Unit
 
 Notify = Callable[[dict[str, Any]], None]
@@ -66,8 +68,8 @@ def run_unit(
         if record is None or not store.is_done(unit.cell, unit.seed):
             if options.get("force"):
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            training = Training(unit, folder, notify, stop)
-            record = training.record()
+            with team_of(unit, folder) as team:
+                record = Training(unit, folder, notify, stop, team).record()
             store.write(record)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {
@@ -81,8 +83,8 @@ def run_unit(
 class Training:
     """The parts of one unit, built from its config, and its course."""
 
-    def __init__(self, unit: Unit, folder: Path, notify: Notify, stop: Stop) -> None:
-        self.unit, self.folder, self.notify, self.stop = unit, folder, notify, stop
+    def __init__(self, unit: Unit, folder: Path, notify: Notify, stop: Stop, team: Team = ALONE) -> None:
+        self.unit, self.folder, self.notify, self.stop, self.team = unit, folder, notify, stop, team
         config = unit.cell.config
         self.meter = Meter()
         self.saved_at = time.monotonic()
@@ -144,6 +146,7 @@ class Training:
             ),
             generator=generator(seed, "method"),
             head=loaded.head,
+            team=self.team,
         )
         self.scoring = Scoring(
             form=self.form,
@@ -178,11 +181,14 @@ class Training:
         self.frozen = checkpoint.frozen_base_names(self.run, moves_base=self.method.moves_base)
         self.initial = {"adapter": adapter_parameters(self.run), "rank": self.run.total_rank}
         newest = checkpoint.newest(self.checkpoints)
+        extra = None if newest is None else checkpoint.restore(self.run, *newest)
+        if self.team.rank > 0:  # a helper trains along and writes nothing; its dropout is its own
+            torch.manual_seed(derive(seed, "dropout", self.team.rank, self.run.step))
+            return
         log = self.folder / "steps.jsonl"
-        if newest is None:
+        if extra is None:
             log.unlink(missing_ok=True)
             return
-        extra = checkpoint.restore(self.run, *newest)
         self.scoring.load(extra)
         self.meter.load(extra["meter"])
         rows = [row for row in read_jsonl(log)[0] if row["step"] < self.run.step]

@@ -6,6 +6,7 @@ for step in range(total_steps):
     method.before_forward(run)
     for micro in batch:                         length-sorted pieces of one batch
         (sum of its item losses / items of the whole batch).backward()
+    several processes: gradients and loss are added up here
     method.penalty(run).backward()              parameters only, once per step
     method.after_backward(run)                  once per step: accumulated, unscaled, unclipped gradients
     clip; learning rates of (step - born); optimizer.step()
@@ -129,19 +130,19 @@ def training_step(
     """One optimizer step with every hook in its place. Returns a row for the log."""
     assert run.optimizer is not None
     positions = batch_positions(len(data.train), settings.batch_size, seed, run.step)
-    pieces = split_by_length(data.train, positions, settings.micro_batches)
+    pieces = split_by_length(data.train, positions, settings.micro_batches * run.team.size)
     items = data.form.items(data.train, positions)
 
     run.optimizer.zero_grad(set_to_none=True)
     method.before_forward(run)
     losses = []
-    for piece in pieces:
+    for piece in run.team.share(pieces):
         micro = data.form.collate(data.train, piece)
         meter.count_tokens(micro.real_tokens, micro.processed_tokens)
         part = micro_loss(run, micro.to(data.device), data, items=items, precision=settings.precision)
         part.backward()
         losses.append(part.detach())
-    loss = float(torch.stack(losses).sum())
+    loss = run.team.add_up(run, losses)
     if not math.isfinite(loss):
         raise Diverged(f"loss is {loss} at step {run.step}")
     penalty = method.penalty(run)

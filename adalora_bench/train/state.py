@@ -14,6 +14,7 @@ from adalora_bench.errors import Diverged
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.budget import Budget, RankEvent, total_rank, trainable
 from adalora_bench.train.schedule import Phase, lr_factor, phase_steps
+from adalora_bench.train.team import ALONE, Team
 
 
 @dataclass(kw_only=True)
@@ -58,7 +59,7 @@ class Run:
         settings: optimizer and schedule.
         generator: every random choice of the method comes from it.
         head: parameters of the task's head (trained by every method, counted apart).
-        reduce: averages a score over the processes of one cell, so that all take the same decision.
+        team: the processes that train this cell together.
 
     Attributes:
         validation: the batches that `Method.validation_batches` asked for, each as a list of parts: closures whose sum
@@ -76,7 +77,7 @@ class Run:
         settings: OptimizerSettings,
         generator: torch.Generator,
         head: Sequence[nn.Parameter] = (),
-        reduce: Callable[[Tensor], Tensor] = lambda score: score,
+        team: Team = ALONE,
     ) -> None:
         self.model = model
         self._base = {id(p): p for p in model.parameters()}
@@ -84,7 +85,7 @@ class Run:
         self.settings = settings
         self.generator = generator
         self.head = list(head)
-        self.reduce = reduce
+        self.team = team
         self.validation: list[list[Callable[[], Tensor]]] = []
         self.arch_parts: Callable[[], list[Callable[[], Tensor]]] = _no_architecture_rows
         self.adapters: dict[str, LowRankLinear] = {}
@@ -124,6 +125,10 @@ class Run:
         return [block for layer in self.adapters.values() for block in layer.rank_blocks()]
 
     # -- what a method does ---------------------------------------------------------------------------------
+
+    def reduce(self, score: Tensor) -> Tensor:
+        """The mean of a score over the processes of the cell, so that all take the same decision."""
+        return self.team.mean(score)
 
     def steps(self, name: str, value: Phase) -> int:
         """A phase of the method (steps, share or epochs) in steps; `name` is for the error message."""

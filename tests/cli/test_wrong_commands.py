@@ -44,6 +44,8 @@ WRONG: list[tuple[str, list[str]]] = [
     (f"{LORA} seeds=1.5", ["seeds=1.5", "seeds=[0,1,2]"]),
     (f"{LORA} jobs=abc", ["jobs", "'abc'"]),
     (f"{LORA} jobs=1.5", ["jobs", "1.5"]),
+    (f"{LORA} processes=0", ["processes=0", "at least 1"]),
+    (f"{LORA} processes=2", ["processes=2", "device=cpu"]),
     (f"{LORA} launcher=rai", ["launcher", "'rai'", "did you mean 'ray'", "local, ray, slurm"]),
     (f"{LORA} on_interrupt=stop", ["on_interrupt", "'stop'", "cancel, finish"]),
     (f"{LORA} launch.minutes=0", ["launch.minutes=0", "above 0"]),

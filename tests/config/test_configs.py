@@ -27,7 +27,7 @@ GROUPS = ("method", "task", "backbone", "train", "scale")
 OPTIONS = [(group, name) for group in GROUPS for name in options(group)]
 TOP = {"split", "recipe", *GROUPS} | {
     "seeds", "results_dir", "data_dir", "device", "jobs", "offline", "force", "checkpoint_minutes",
-    "launcher", "on_interrupt", "launch",
+    "launcher", "on_interrupt", "launch", "processes",
 }  # fmt: skip
 # A toy cell that the smallest scale can hold; increlora_r8 needs more growth than 12 steps give.
 SMALL = {"method": "lora", "task": "toy", "scale": "smoke"}

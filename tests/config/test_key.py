@@ -192,6 +192,12 @@ def test_four_bit_weights_are_part_of_the_key_where_there_are_any(base: Cell) ->
     assert settings_of(older) == settings_of(base.config)
 
 
+def test_more_than_one_process_is_part_of_the_key(base: Cell) -> None:
+    assert keys(cell_of("processes=2", "device=cpu")) != keys(base)
+    older = {name: value for name, value in base.config.items() if name != "processes"}
+    assert settings_of(older) == settings_of(base.config)
+
+
 def test_a_setting_typed_with_its_own_value_keeps_the_key(base: Cell) -> None:
     value = base.config["method"]["alpha"]
     assert keys(cell_of(f"method.alpha={value}")) == keys(base)
@@ -203,6 +209,7 @@ def test_every_setting_is_either_part_of_the_key_or_listed_here(base: Cell) -> N
     assert out == {text.split("=")[0] for text in KEEP if "." not in text.split("=")[0]} | {
         "recipe",
         "launch",
+        "processes",  # 1; more of them have a test of their own
     }
     for group in ("task", "backbone", "train", "method", "scale"):
         left_out = set(base.config[group]) - set(settings_of(base.config)[group])

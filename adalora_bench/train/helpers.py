@@ -1,0 +1,135 @@
+"""processes=2: a unit's worker process leads, the others are helpers that train along and write nothing.
+
+The leader holds the lease, evaluates, saves and records, as with one process; a helper builds the same training, joins
+the leader over gloo (train/team.py) and is ended with it. Not run on GPUs: processes=N wants device=cpu.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+from adalora_bench.config import Cell
+from adalora_bench.files import TEMPORARY
+from adalora_bench.train.team import ALONE, Team
+from adalora_bench.units import Unit
+from adalora_bench.worker import STOP_SIGNALS
+
+READY = "ready\n"
+LONGEST_WAIT = timedelta(
+    hours=12
+)  # of a helper for a leader that evaluates; the death of either is noticed at once
+
+
+@contextmanager
+def team_of(unit: Unit, folder: Path) -> Iterator[Team]:
+    """The team of a unit whose lease this process holds; its helpers live as long as the context.
+
+    Raises:
+        RuntimeError: a helper ended before the training began; its words are in the worker's output.
+    """
+    size = int(unit.cell.config.get("processes", 1))
+    if size == 1:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    meeting = folder / f"meeting{TEMPORARY}"
+    meeting.unlink(missing_ok=True)
+    helpers = [_helper(unit, folder, meeting, rank, size) for rank in range(1, size)]
+    try:
+        for helper in helpers:
+            assert helper.stdout is not None
+            if helper.stdout.readline() != READY:
+                raise RuntimeError(f"a helper process ended with {helper.wait()} before the training began")
+        _join(meeting, 0, size)
+        yield Team(0, size)
+    finally:
+        for helper in helpers:
+            helper.kill()
+            helper.communicate()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        meeting.unlink(missing_ok=True)
+
+
+def _helper(unit: Unit, folder: Path, meeting: Path, rank: int, size: int) -> subprocess.Popen[str]:
+    package = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adalora_bench.train.helpers"],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    errand = {
+        "cell": asdict(unit.cell),
+        "seed": unit.seed,
+        "folder": str(folder),
+        "meeting": str(meeting),
+        "team": [rank, size],
+    }
+    process.stdin.write(json.dumps(errand))
+    process.stdin.close()
+    process.stdin = None  # closed; `communicate` would flush it again
+    return process
+
+
+def _join(meeting: Path, rank: int, size: int) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=size, timeout=LONGEST_WAIT
+    )
+
+
+def main() -> None:
+    """A helper: build, say so, join, train along. Signals are the leader's business."""
+    import torch
+
+    from adalora_bench.run import Training
+    from adalora_bench.train import loop
+
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    errand = json.loads(sys.stdin.read())
+    values = errand["cell"] | {name: tuple(errand["cell"][name]) for name in ("overrides", "seeds")}
+    team = Team(*errand["team"])
+    training = Training(
+        Unit(Cell(**values), errand["seed"]), Path(errand["folder"]), lambda _: None, lambda: None, team
+    )
+    sys.stdout.write(READY)
+    sys.stdout.flush()
+    _join(Path(errand["meeting"]), team.rank, team.size)
+    silent = loop.Callbacks(
+        evaluate=dict,
+        log=lambda _: None,
+        evaluated=lambda _: 0,
+        milestone=lambda: None,
+        stepped=lambda _, __: None,
+        stop=lambda: None,
+    )
+    loop.train(
+        training.method,
+        training.run,
+        training.data,
+        training.unit.seed,
+        training.loop_settings,
+        training.meter,
+        silent,
+    )
+
+
+if __name__ == "__main__":
+    main()
