@@ -120,7 +120,9 @@ def _role_place(role: str) -> tuple[int, str]:
 def costs(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
     """Runtime, FLOPs of a step and parameters, each over the largest, mean over the tasks that all labels have."""
     by_label: dict[str, dict[str, Shown]] = defaultdict(dict)
-    for cell in cells:
+    plain = [cell for cell in cells if not cell.row.overrides]
+    # variations of a method are mostly run on one task, which would leave that task alone for all
+    for cell in plain if len({cell.row.label for cell in plain}) > 1 else cells:
         by_label[cell.row.label][cell.row.task] = cell
     tasks = sorted(set.intersection(*(set(found) for found in by_label.values())))
     if len(by_label) < 2 or not tasks:
