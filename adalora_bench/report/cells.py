@@ -6,17 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from adalora_bench import metrics
+from adalora_bench.report.selection import SELECTIONS, Selection, selection_of
 from adalora_bench.report.statistics import Summary, median, standard_error, summarise
 from adalora_bench.schema import DONE, FINISHED, STATUSES, finished_at
 
 Record = Mapping[str, Any]
-Selection = Literal["last", "best"]
-SELECTIONS: dict[str, str] = {"last": "final", "best": "best"}
-CHOSEN_ON_DEV = "dev_test"  # the split whose protocol reports the evaluation that was best on dev rows
-
 # Overrides of these groups belong to what a row is called; others (jobs, seeds) change no number.
 _LABELLED = ("method", "train", "task", "backbone", "pair", "scale")
 
@@ -40,7 +37,7 @@ class CellRow:
     """One cell (method, overrides, task) with the seeds of one key taken together; scores on the scale 0..1.
 
     `scores` holds the main metric first and is empty where no seed has a result; parameters, ranks and rows are
-    means over the seeds that finished, `seconds` of training is their median.
+    means over the seeds that finished, `seconds` of training and `peak_memory` are their medians.
     """
 
     group: Group
@@ -56,6 +53,7 @@ class CellRow:
     rank_initial: float | None
     rank_final: float | None
     seconds: float | None
+    peak_memory: float | None  # bytes
     rows_train: float | None
     rows_report: float | None
     statuses: dict[str, int]
@@ -104,17 +102,6 @@ class Cells:
     rows: list[CellRow]
     others: list[Hidden]
     stale: list[Hidden]
-
-
-def selection_of(split: str) -> Selection:
-    """Which evaluation stands for a run: the one that was best on dev rows, where there are some; else the last."""
-    return "best" if split == CHOSEN_ON_DEV else "last"
-
-
-def reported(record: Record) -> Mapping[str, Any] | None:
-    """The evaluation of a record that tables, claims and figures show."""
-    point: Mapping[str, Any] | None = record.get(SELECTIONS[selection_of(record["split"])])
-    return point
 
 
 def cell_summary(records: Iterable[Record], selection: Selection | None = None) -> list[CellRow]:
@@ -225,6 +212,7 @@ def _row(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selecti
         rank_initial=_mean(finished or seeds, "ranks", "initial_total"),
         rank_final=_mean(finished, "ranks", "final_total"),
         seconds=_median(finished, "seconds", "train"),
+        peak_memory=median(memory) if (memory := _memory(finished)) else None,
         rows_train=_mean(finished or seeds, "rows", "train"),
         rows_report=_mean(finished or seeds, "rows", "report"),
         statuses={status: statuses[status] for status in STATUSES if statuses[status]},
@@ -320,6 +308,10 @@ def _has_result(seeds: Sequence[Record]) -> bool:
 def _values(seeds: Sequence[Record], field: str, part: str) -> list[float]:
     found = [(record.get(field) or {}).get(part) for record in seeds]
     return [float(value) for value in found if value is not None]
+
+
+def _memory(seeds: Sequence[Record]) -> list[float]:
+    return [float(record["peak_memory_bytes"]) for record in seeds if record.get("peak_memory_bytes")]
 
 
 def _mean(seeds: Sequence[Record], field: str, part: str) -> float | None:

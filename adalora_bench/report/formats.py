@@ -11,6 +11,7 @@ from pathlib import Path
 from adalora_bench.files import write_if_changed
 from adalora_bench.report.cells import Record
 from adalora_bench.report.markdown import one_line, pipe_table
+from adalora_bench.report.marks import marked_markdown
 from adalora_bench.report.paper_files import load_table, table_names
 from adalora_bench.report.papers import Filled, fill
 from adalora_bench.report.wording import against, caption, costs, marks, ours, theirs
@@ -166,18 +167,11 @@ def html_table(filled: Filled) -> str:
 def _lines(filled: Filled, label: str) -> list[list[str]]:
     """Three lines of a row: ours, published and, where there is something to judge, the verdict."""
     columns, cells = filled.table.columns, filled.cells[label]
-    mine = [_md_mark(ours(cells[c.label]), marks(filled, c).get(label)) for c in columns]
+    mine = [marked_markdown(ours(cells[c.label]), marks(filled, c).get(label)) for c in columns]
     lines = [[label, "ours", *mine], ["", "published", *(theirs(cells[c.label]) for c in columns)]]
     if any(cell.verdict != "not run" for cell in cells.values()):
         lines.append(["", "verdict", *(against(cells[c.label]) for c in columns)])
     return lines
-
-
-def _md_mark(text: str, mark: str | None) -> str:
-    number, _, rest = text.partition(" ")
-    if mark == "best":
-        return f"**{number}** {rest}"
-    return f"<u>{number}</u> {rest}" if mark == "second" else text
 
 
 def _tex_mark(text: str, mark: str | None) -> str:

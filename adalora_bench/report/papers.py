@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adalora_bench import metrics
-from adalora_bench.report.cells import DONE, FINISHED, Hidden, Record, arrange_seeds, left_out, reported
+from adalora_bench.report.cells import DONE, FINISHED, Hidden, Record, arrange_seeds, left_out
 from adalora_bench.report.comparison import mean_sd
 from adalora_bench.report.paper_files import Column, PaperTable, Row
+from adalora_bench.report.selection import reported
 from adalora_bench.report.statistics import Summary, summarise
 
 VERDICTS = ("reproduced", "above", "below", "not comparable", "not run")

@@ -5,33 +5,21 @@ The text depends on the records alone: not on their order, on paths, on the mach
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from adalora_bench.files import write_if_changed
-from adalora_bench.metrics import printed
-from adalora_bench.report.cells import (
-    CellRow,
-    Group,
-    Hidden,
-    Record,
-    Selection,
-    arrange,
-    cell_summary,
-    selection_of,
-)
+from adalora_bench.report.cells import CellRow, Group, Hidden, Record, arrange, cell_summary
 from adalora_bench.report.hidden import not_shown
-from adalora_bench.report.markdown import one_line, pipe_table
-from adalora_bench.report.statistics import Summary, median_coverage, standard_error
+from adalora_bench.report.markdown import one_line
+from adalora_bench.report.scores import sections
+from adalora_bench.report.selection import Selection, selection_of
+from adalora_bench.report.statistics import median_coverage
 from adalora_bench.schema import STATUSES
 
 __all__ = ["CellRow", "build_tables", "cell_summary", "refresh", "table_name"]
 
-NOT_RUN = "not run"
-UNDEFINED = "undefined"
-DIVERGED = "diverged"
 # The split that a table is about unless its name says otherwise.
 _USUAL_SPLIT = "validation"
 
@@ -87,111 +75,12 @@ def _table(
         "Made from the records by `bench tables`; edit nothing here.",
     ]
     if rows:
-        parts += ["## Scores", _markdown(*_scores(rows)), "## Cost", _markdown(*_costs(rows))]
+        parts += sections(rows)
     parts += [
         "## How to read it",
         "\n".join(f"- {note}" for note in _notes(group, rows, others, stale, selection)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _scores(rows: Sequence[CellRow]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: a column per task and metric, a line per method with its overrides, the majority first."""
-    columns = [
-        (task, metric) for task in sorted({row.task for row in rows}) for metric in _metrics(rows, task)
-    ]
-    cells = {(row.method, row.overrides, row.task): row for row in rows}
-    lines = [["majority class", *(_baseline(rows, task, metric) for task, metric in columns)]]
-    for method, overrides in sorted({(row.method, row.overrides) for row in rows}):
-        line = []
-        for task, metric in columns:
-            row = cells.get((method, overrides, task))
-            line.append(NOT_RUN if row is None else _cell(row, metric))
-        label = f"{method} ({', '.join(overrides)})" if overrides else method
-        lines.append([label, *line])
-    return ["method", *(f"{task}: {metric}" for task, metric in columns)], lines
-
-
-def _metrics(rows: Sequence[CellRow], task: str) -> list[str]:
-    """The main metric (or metrics, where an override changed it), then the others by name."""
-    here = [row for row in rows if row.task == task]
-    main = sorted({row.main_metric for row in here})
-    return main + sorted({metric for row in here for metric in row.scores} - set(main))
-
-
-def _cell(row: CellRow, metric: str) -> str:
-    failed = row.statuses.get("failed", 0)
-    summary = row.scores.get(metric)
-    if summary is None:
-        return f"failed (n=0, {failed} failed)" if failed and not row.scores else "-"
-    mark = "*" if row.statuses.get("collapsed") else ""
-    seeds = f"n={summary.n}" if summary.finished == summary.n else f"n={summary.finished}/{summary.n}"
-    text = f"{_score(metric, summary.median)}{mark} {_interval(metric, summary)} {seeds}"
-    return f"{text}, {failed} failed" if failed else text
-
-
-def _interval(metric: str, summary: Summary) -> str:
-    return f"[{_score(metric, summary.low)}, {_score(metric, summary.high)}]"
-
-
-def _score(metric: str, value: float) -> str:
-    return f"{printed(metric, value):.2f}" if math.isfinite(value) else DIVERGED
-
-
-def _baseline(rows: Sequence[CellRow], task: str, metric: str) -> str:
-    """The score without training; with its standard error for an accuracy; all values where they differ."""
-    found = set()
-    for row in rows:
-        value = row.baseline.get(metric) if row.task == task else None
-        if value is None:
-            continue
-        error = standard_error(value, round(row.rows_report)) if metric == "acc" and row.rows_report else None
-        shown = _score(metric, value)
-        found.add(shown if error is None else f"{shown} (SE {100 * error:.2f})")
-    return " or ".join(sorted(found)) or UNDEFINED
-
-
-def _costs(rows: Sequence[CellRow]) -> tuple[list[str], list[list[str]]]:
-    head = [
-        "task",
-        "method",
-        "parameters",
-        "total rank",
-        "train seconds",
-        "rows train / report",
-        "seeds",
-        "key",
-    ]
-    lines = [
-        [
-            row.task,
-            row.label,
-            _change(row.params_initial, row.params_final),
-            _change(row.rank_initial, row.rank_final),
-            _number(row.seconds),
-            f"{_number(row.rows_train)} / {_number(row.rows_report)}",
-            _statuses(row.statuses),
-            row.key8,
-        ]
-        for row in rows
-    ]
-    return head, lines
-
-
-def _change(initial: float | None, final: float | None) -> str:
-    before, after = _number(initial), _number(final)
-    return before if before == after else f"{before} -> {after}"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    text = f"{value:,.1f}"
-    return text.removesuffix(".0")
-
-
-def _statuses(statuses: dict[str, int]) -> str:
-    return ", ".join(f"{statuses[status]} {status}" for status in STATUSES if statuses.get(status))
 
 
 def _notes(
@@ -236,8 +125,12 @@ def _notes(
         "(rows, not seeds); undefined for correlations."
     )
     notes.append(
+        "Scores: the best of a column in bold, the second underlined; what lies within the range of the best is not "
+        "ranked apart from it. Parameters there are means over the tasks."
+    )
+    notes.append(
         "Cost: parameters of the adapters and total rank, initial -> final where they differ, mean over finished "
-        "seeds; seconds of training alone per seed, median."
+        "seeds; seconds of training alone per seed and peak memory of its process, medians."
     )
     signatures = sorted({f"`{text}`" for row in rows for text in row.signatures.values()})
     if signatures:
@@ -265,9 +158,3 @@ def _selection(rows: Sequence[CellRow], selection: Selection) -> str:
 def _stale(one: Hidden) -> str:
     noun = "record" if one.records == 1 else "records"
     return f"Stale, not shown: {one.label} on {one.task}, key {one.key8}, {one.records} {noun} ({one.why})."
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return pipe_table(
-        [one_line(cell) for cell in head], [[one_line(cell) for cell in line] for line in lines]
-    )

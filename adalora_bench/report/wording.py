@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from adalora_bench.metrics import higher_is_better
-from adalora_bench.report.cells import Record, caveat_of, selection_of
+from adalora_bench.report.cells import Record, caveat_of
 from adalora_bench.report.hidden import not_shown
+from adalora_bench.report.marks import Rank, best_and_second
 from adalora_bench.report.paper_files import Column
 from adalora_bench.report.papers import COSTS, VERDICTS, Cell, Filled
+from adalora_bench.report.selection import selection_of
 from adalora_bench.report.statistics import median, median_coverage
 from adalora_bench.schema import STATUSES
 
@@ -42,33 +44,15 @@ def against(cell: Cell) -> str:
 
 
 def marks(filled: Filled, column: Column) -> dict[str, str]:
-    """Row label -> "best" or "second"; what lies within the best row's range is not ranked apart from it.
-
-    Costs are not ranked. Rows within the noise of each other share a mark; with one row there is none.
-    """
+    """Row label -> "best" or "second", see `best_and_second`. Costs are not ranked."""
     if set(column.metrics) & COSTS.keys():
         return {}
-    sign = 1.0 if higher_is_better(column.metrics[0]) else -1.0
     found = {
-        label: cells[column.label]
+        label: Rank(value=cell.value, low=cell.low, high=cell.high)
         for label, cells in filled.cells.items()
-        if cells[column.label].value is not None and math.isfinite(cells[column.label].value or math.nan)
+        if (cell := cells[column.label]).value is not None and math.isfinite(cell.value or math.nan)
     }
-    if len(found) < 2:
-        return {}
-    marked: dict[str, str] = {}
-    for mark in ("best", "second"):
-        left = {label: cell for label, cell in found.items() if label not in marked}
-        if not left:
-            break
-        top = max(left.values(), key=lambda cell: sign * (cell.value or 0.0))
-        edge = top.low if sign > 0 else top.high
-        if edge is None or not math.isfinite(edge):
-            edge = top.value  # a diverged seed tells nothing about the noise of the others
-        for label, cell in left.items():
-            if cell is top or (edge is not None and sign * (cell.value or 0.0) >= sign * edge):
-                marked[label] = mark
-    return marked
+    return best_and_second(found, higher=higher_is_better(column.metrics[0]))
 
 
 def caption(filled: Filled) -> list[str]:

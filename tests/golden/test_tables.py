@@ -74,7 +74,7 @@ def test_tables_go_on_around_a_broken_record(store, tmp_path):
     victim.write_text("{")
     refresh(stored(store), tmp_path / "tables")
     text = (tmp_path / "tables" / "cpu_minilm_l6.md").read_text()
-    assert "| 56.68 [54.51, 58.84] n=5" in expected("last")["cpu_minilm_l6"]
+    assert "**56.68** [54.51, 58.84] n=5" in expected("last")["cpu_minilm_l6"]
     assert "n=4 " in text
     assert victim.with_name("record.json.bad-1").exists()
 
