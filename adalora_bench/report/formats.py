@@ -14,11 +14,13 @@ from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.marks import marked_markdown
 from adalora_bench.report.paper_files import load_table, table_names
 from adalora_bench.report.papers import Filled, fill
-from adalora_bench.report.wording import against, caption, costs, marks, ours, theirs
+from adalora_bench.report.wording import NOT_FOUND, against, caption, costs, marks, ours, spent, theirs
 
 WHERE_HEAD = ["table", "scale", "backbone", "row", "method", "task", "column"]
 NUMBER_HEAD = ["value", "low", "high", "n", "finished", "collapsed", "published", "gap"]
-CSV_HEAD = [*WHERE_HEAD, *NUMBER_HEAD, "verdict"]
+SPENT_HEAD = ["parameters_initial", "parameters_final", "train_seconds", "peak_memory_bytes"]
+CSV_HEAD = [*WHERE_HEAD, *NUMBER_HEAD, "verdict", *SPENT_HEAD]
+TEX_COST_HEAD = ["parameters", "training, s", "memory, GiB"]
 COST_HEAD = ["row", "parameters, published", "parameters, ours", "training, s", "peak memory, GiB"]
 
 
@@ -78,25 +80,28 @@ def markdown(filled: Filled) -> str:
 
 
 def latex(filled: Filled) -> str:
-    """A table environment for booktabs; ours and published under each other."""
+    """A table environment for booktabs; ours, published and verdict under each other."""
     columns = filled.table.columns
     body = []
+    cost = {row: cells for row, *cells in costs(filled)}
     for label, cells in filled.cells.items():
-        mine = [
-            _tex_mark(_tex(ours(cells[c.label]).split(" n=")[0]), marks(filled, c).get(label))
-            for c in columns
-        ]
+        mine = [_tex_mark(_tex(ours(cells[c.label])), marks(filled, c).get(label)) for c in columns]
         paper = ["--" if cells[c.label].published is None else theirs(cells[c.label]) for c in columns]
-        body.append(f"{_tex(label)} & ours & {' & '.join(mine)} \\\\")
-        body.append(f" & published & {' & '.join(paper)} \\\\")
+        printed, *ours_spent = (_tex("--" if text in ("-", NOT_FOUND) else text) for text in cost[label])
+        body.append(f"{_tex(label)} & ours & {' & '.join([*mine, *ours_spent])} \\\\")
+        body.append(f" & published & {' & '.join([*paper, printed])} & & \\\\")
+        if any(cell.verdict != "not run" and cell.published is not None for cell in cells.values()):
+            body.append(
+                f" & verdict & {' & '.join(_tex(against(cells[c.label])) for c in columns)} & & & \\\\"
+            )
     return "\n".join(
         [
             "% Made from the records by `bench tables`; needs \\usepackage{booktabs}.",
             "\\begin{table}",
             "\\centering",
-            f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+            f"\\begin{{tabular}}{{ll{'r' * (len(columns) + 3)}}}",
             "\\toprule",
-            f" & & {' & '.join(_tex(column.label) for column in columns)} \\\\",
+            f" & & {' & '.join([*(_tex(column.label) for column in columns), *TEX_COST_HEAD])} \\\\",
             "\\midrule",
             *body,
             "\\bottomrule",
@@ -110,7 +115,7 @@ def latex(filled: Filled) -> str:
 
 
 def comma_separated(filled: Filled) -> str:
-    """One line per cell, with numbers unrounded."""
+    """One line per cell, with numbers unrounded; what was spent are medians over the row's seeds on that task."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_HEAD)
@@ -129,7 +134,8 @@ def comma_separated(filled: Filled) -> str:
                 column.task,
                 column.label,
             ]
-            writer.writerow([*where, *texts, c.verdict])
+            used = spent(filled.used[row.label][column.task])
+            writer.writerow([*where, *texts, c.verdict, *("" if one is None else repr(one) for one in used)])
     return out.getvalue()
 
 
@@ -157,8 +163,23 @@ def html_table(filled: Filled) -> str:
     return (
         f'<table class="paper" id="{file_stem(filled)}" data-tasks="{" ".join(filled.table.tasks)}">\n'
         f"<thead><tr><th>row</th>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>\n"
+        f"{_html_costs(filled)}"
         f'<ul class="caption">{notes}</ul>\n'
     )
+
+
+def _html_costs(filled: Filled) -> str:
+    """What was spent on the rows that ran, as a second table; nothing where none ran."""
+    ran = {row.label: row.method for row in filled.table.rows if any(filled.used[row.label].values())}
+    lines = [
+        f'<tr data-method="{html.escape(ran[label])}"><th>{html.escape(label)}</th>'
+        f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+        for label, *cells in costs(filled)
+        if label in ran
+    ]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in COST_HEAD)
+    table = f'<table class="cost"><thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(lines)
+    return f"{table}\n</tbody>\n</table>\n" if lines else ""
 
 
 # -- small things ----------------------------------------------------------------------------------------------

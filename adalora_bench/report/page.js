@@ -49,10 +49,12 @@
     for (const block of document.querySelectorAll("[data-columns]")) {
       const columns = words(block.dataset.columns);
       for (const row of block.querySelectorAll("tr")) {
-        [...row.cells].slice(1).forEach((cell, k) => { cell.hidden = !fits([columns[k]], task); });
+        if (!row.closest("table.cost")) {
+          [...row.cells].slice(1).forEach((cell, k) => { cell.hidden = !fits([columns[k]], task); });
+        }
         if (row.dataset.method !== undefined) row.hidden = !fits([row.dataset.method], method);
       }
-      const rows = [...block.querySelectorAll("tbody tr")];
+      const rows = [...block.querySelectorAll("table:not(.cost) tbody tr")];
       block.hidden = !fits(columns, task) || rows.every((row) => row.hidden);
     }
     for (const part of document.querySelectorAll("[data-methods]")) {

@@ -68,8 +68,8 @@ def page(conf: Path, store: RecordStore, records: Sequence[Record]) -> str:
             _bar(methods, tasks),
             "<main>",
             _overview(arranged, tables, judged, skipped),
-            _paper_tables(tables),
             _scale_tables(arranged.rows),
+            _paper_tables(tables),
             _figures(kinds.load_figures(conf / "figure"), pictures, skipped),
             _claims(claims, judged),
             '<section id="cells"><h2>Cells</h2>',
@@ -81,7 +81,7 @@ def page(conf: Path, store: RecordStore, records: Sequence[Record]) -> str:
 
 
 def _bar(methods: Sequence[str], tasks: Sequence[str]) -> str:
-    names = ("overview", "tables", "scales", "figures", "claims", "cells")
+    names = ("overview", "scales", "tables", "figures", "claims", "cells")
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     selects = "".join(
         f'<label>{name} <select id="{name}"><option value="">all</option>'

@@ -104,23 +104,29 @@ def costs(filled: Filled) -> list[list[str]]:
     """Row, published parameters, ours initial -> final, seconds of training and peak memory (medians over what ran)."""
     lines = []
     for row in filled.table.rows:
-        seeds = [record for chosen in filled.used[row.label].values() for record in chosen]
-        initial, final = (_middle(seeds, "params", part) for part in ("adapter_initial", "adapter_final"))
+        initial, final, seconds, memory = spent(
+            [record for chosen in filled.used[row.label].values() for record in chosen]
+        )
         change = "-" if initial is None else f"{initial:,.0f}"
         if final is not None and final != initial:
             change += f" -> {final:,.0f}"
-        seconds = _middle(seeds, "seconds", "train")
-        memory = [float(r["peak_memory_bytes"]) for r in seeds if r.get("peak_memory_bytes")]
         lines.append(
             [
                 row.label,
                 row.params or NOT_FOUND,
                 change,
                 "-" if seconds is None else f"{seconds:,.0f}",
-                f"{median(memory) / 2**30:.2f}" if memory else "-",
+                "-" if memory is None else f"{memory / 2**30:.2f}",
             ]
         )
     return lines
+
+
+def spent(seeds: Sequence[Record]) -> tuple[float | None, float | None, float | None, float | None]:
+    """Parameters at the start and at the end, seconds of training, bytes of peak memory: medians over the seeds."""
+    initial, final = (_middle(seeds, "params", part) for part in ("adapter_initial", "adapter_final"))
+    memory = [float(record["peak_memory_bytes"]) for record in seeds if record.get("peak_memory_bytes")]
+    return initial, final, _middle(seeds, "seconds", "train"), median(memory) if memory else None
 
 
 def _middle(seeds: Sequence[Record], field: str, part: str) -> float | None:

@@ -91,6 +91,9 @@ def test_filters(page: Any) -> None:
     page.select_option("#task", "mrpc")
     assert page.locator("#cells > details:visible").count() == 1
     assert page.locator("#scales thead th:visible").all_inner_texts() == ["method", "mrpc: acc"]
+    costs = page.locator("#tables > details[open]:visible table.cost tbody tr:visible")
+    assert set(costs.evaluate_all("rows => rows.map(row => row.dataset.method)")) == {"sora"}
+    assert costs.first.locator("td:visible").count() == 4
     page.select_option("#method", "")
     page.select_option("#task", "gsm8k")
     titles = page.locator("#tables > details:visible summary").all_inner_texts()
