@@ -1,4 +1,4 @@
-"""bench: run | plan | fetch | tables | claims | figures | report | collect | export | show | ls. Thin; imports late."""
+"""bench: run, plan, fetch; tables, claims, figures, report, collect, export, judge, show, ls. Thin; imports late."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from adalora_bench.reading import (
     console,
     export_command,
     figures_command,
+    judge_command,
     light_records,
     ls_command,
     print_cells,
@@ -39,6 +40,14 @@ EXPORT_HELP = """settings:
   form=peft      a LoRA adapter for peft (default); form=merged: a transformers checkpoint
   to=FOLDER      a new folder; without it, the form's name beside the record
   data_dir=, offline=, task.source.local=, backbone.source.local=   where the assets are, as for a run
+"""
+JUDGE_HELP = """settings:
+  judge.url=     an OpenAI-compatible endpoint up to its version, such as https://api.example.org/v1
+  judge.model=   the name that it knows the judge by
+  judge.key_env= NAME of the environment variable that holds the key, where one is needed
+  judge.folder=  a folder with MT-Bench's own judge_prompts.jsonl and reference_answer_gpt-4.jsonl
+  judge.attempts=6 judge.timeout=120   tries for one answer, and seconds for one try
+  results_dir=, data_dir=, offline=, task.source.local=   where records and questions are, as for a run
 """
 
 
@@ -124,6 +133,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     exporting.add_argument("record", metavar="RECORD", help="the record.json of a unit, or its folder")
     exporting.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="to=FOLDER form=peft")
+    judging = add(
+        "judge",
+        judge_command,
+        "have a language model grade the stored answers of mt_bench; goes on where it stopped",
+        epilog=JUDGE_HELP,
+    )
+    judging.add_argument(
+        "given",
+        nargs="+",
+        metavar="RECORD|NAME=VALUE",
+        help="records of mt_bench or their folders (none: all), and settings",
+    )
     showing = add(
         "show", show_command, "the resolved settings of a task or cell, and one example as a model sees it"
     )

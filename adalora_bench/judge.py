@@ -20,6 +20,7 @@ from typing import Any
 from adalora_bench.chat import Endpoint, ask
 from adalora_bench.errors import AssetError, UserError
 from adalora_bench.files import append_jsonl, read_jsonl
+from adalora_bench.metrics import GRADE, NOT_JUDGED
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Verdict:
     def __str__(self) -> str:
         if self.score is None:
             some = f" ({self.judged} of {self.total} answers are)" if self.judged else ""
-            return f"not judged{some}"
+            return f"{NOT_JUDGED}{some}"
         hidden = f", {self.unreadable} replies without a grade" if self.unreadable else ""
         return f"{self.score:.2f} of 10{hidden}"
 
@@ -112,11 +113,11 @@ class _Question:
 def signature(judge: Judge) -> str:
     """What a record or caption stores beside a grade: model, prompts and references, no address, no key."""
     if judge.folder is None:
-        return f"judge|{judge.model}|our wording, references of the questions, temperature 0"
+        return f"{GRADE}|{judge.model}|our wording, references of the questions, temperature 0"
     digest = hashlib.sha256()
     for name in (PROMPTS_FILE, REFERENCES_FILE):
         digest.update(_content(Path(judge.folder).expanduser() / name))
-    return f"judge|{judge.model}|MT-Bench's files sha256:{digest.hexdigest()[:16]}, temperature 0"
+    return f"{GRADE}|{judge.model}|MT-Bench's files sha256:{digest.hexdigest()[:16]}, temperature 0"
 
 
 def stored_verdict(conversations: Sequence[Conversation], judge: Judge, folder: Path) -> Verdict:

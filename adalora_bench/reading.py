@@ -1,4 +1,4 @@
-"""Commands that read what is there: tables, claims, figures, report, collect, export, ls, show. Heavy late."""
+"""Commands that read what is there: tables, claims, figures, report, collect, export, judge, ls, show. Heavy late."""
 
 from __future__ import annotations
 
@@ -198,6 +198,28 @@ def export_command(arguments: argparse.Namespace) -> int:
     out = console()
     for line in export(arguments.record, plain(arguments.overrides, set(SETTINGS))):
         out.print(line, soft_wrap=True)
+    return EXIT_OK
+
+
+def judge_command(arguments: argparse.Namespace) -> int:
+    """Grades for stored answers, by a judge that the settings name; then the tables anew."""
+    import logging
+
+    from adalora_bench.grading import SETTINGS, grade_records
+    from adalora_bench.records import LeaseHeld
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for name in ("judge", "chat"):
+        logging.getLogger(f"adalora_bench.{name}").setLevel(logging.INFO)
+    named = [text for text in arguments.given if "=" not in text]
+    settings = plain([text for text in arguments.given if "=" in text], set(SETTINGS))
+    out, results = console(), Path(settings.get("results_dir", "results"))
+    try:
+        for path, verdict in grade_records(named, settings):
+            out.print(f"{path}: {verdict}", soft_wrap=True)
+    except LeaseHeld as error:
+        raise UserError(str(error)) from error
+    refresh_tables(results, light_records(results), None, out)
     return EXIT_OK
 
 

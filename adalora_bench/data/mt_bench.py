@@ -109,10 +109,13 @@ class MtBench(Converted):
             text += prompts.rendered(self, answer) + self.next_turn.format(turn=turn)
         return text
 
+    def asked_apart(self) -> dict[str, str]:
+        return {metrics.GRADE: f"{metrics.GRADE}|{metrics.NOT_JUDGED}"}
+
     def score(
         self, predictions: Mapping[str, Sequence[Any]], report: Mapping[str, Sequence[Row]], variant: str = ""
     ) -> dict[str, float]:
-        """The metrics over the answers that have a reference. The judge's grade is not among them: judge.py."""
+        """The metrics over the answers that have a reference. The judge's grade is not among them: grading.py."""
         rows = report.get("", [])
         if not rows or TALK not in rows[0]:  # instructions held out of the training rows
             return super().score(predictions, report, variant)

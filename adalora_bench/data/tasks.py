@@ -266,6 +266,10 @@ class Task:
         """What is asked after these answers to the row; None: nothing more. For conversations (MT-Bench)."""
         return None
 
+    def asked_apart(self) -> dict[str, str]:
+        """Scores that no run gives but a later command may add to its record -> what the record says until then."""
+        return {}
+
     def gold(self, row: Row) -> Any:
         """What a prediction is scored against: the label, or the list of right texts."""
         return prompts.references(self, row) if self.kind in ("span", "text") else row[self.label]

@@ -143,7 +143,7 @@ class Form(ABC):
     def signatures(self) -> dict[str, str]:
         """Metric, with the variant where there is one -> what a record says of it."""
         names = [f"{name}_{self.variant}" if self.variant else name for name in self.task.metrics]
-        return {name: metrics.signature(name) for name in names}
+        return {name: metrics.signature(name) for name in names} | self.task.asked_apart()
 
     def majority(self, report: Mapping[str, Sequence[Row]]) -> dict[str, float | None]:
         """`Task.majority` under the names of this form."""

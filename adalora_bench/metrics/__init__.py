@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 GRADE = "judge_score"  # 1..10, given by a judge (judge.py) and not by a function of rows
+NOT_JUDGED = "not judged"
 
 # How a generative backbone answered, by the suffix of the metric's name.
 _ANSWERED = {"gen": "answer by generation", "lik": "answer by likelihood"}

@@ -46,6 +46,7 @@ class Cell:
         low, high: lowest and highest seed; a diverged seed is the lowest possible.
         n, finished: seeds with a result, and those of them that did not diverge.
         gap: ours minus published.
+        absent: what is said where records are and no value.
     """
 
     value: float | None
@@ -57,6 +58,7 @@ class Cell:
     published: float | None
     gap: float | None
     verdict: str
+    absent: str = "no score"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,7 @@ def _cell(table: PaperTable, row: Row, column: Column, place: Place, seeds: Sequ
         published=published,
         gap=None,
         verdict="not run" if not seeds else "not comparable",
+        absent=metrics.NOT_JUDGED if metrics.GRADE in column.metrics else "no score",
     )
     if not known:
         return empty

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from adalora_bench.metrics import higher_is_better, printed
+from adalora_bench.metrics import GRADE, NOT_JUDGED, higher_is_better, printed
 from adalora_bench.report.cells import CellRow
 from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.marks import Rank, best_and_second, marked_markdown
@@ -83,12 +83,15 @@ def _metrics(rows: Sequence[CellRow], task: str) -> list[str]:
     """The main metric (or metrics, where an override changed it), then the others by name."""
     here = [row for row in rows if row.task == task]
     main = _main(rows, task)
-    return main + sorted({metric for row in here for metric in row.scores} - set(main))
+    asked = {GRADE for row in here if GRADE in row.signatures}
+    return main + sorted(({metric for row in here for metric in row.scores} | asked) - set(main))
 
 
 def _cell(row: CellRow, metric: str) -> str:
     failed = row.statuses.get("failed", 0)
     summary = row.scores.get(metric)
+    if summary is None and metric == GRADE:
+        return NOT_JUDGED
     if summary is None:
         return f"failed (n=0, {failed} failed)" if failed and not row.scores else "-"
     mark = "*" if row.statuses.get("collapsed") else ""

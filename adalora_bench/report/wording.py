@@ -22,7 +22,7 @@ NOT_FOUND = "not found"
 def ours(cell: Cell, places: int = 2) -> str:
     """88.09 [87.73, 88.45] n=5, or why there is no number."""
     if cell.value is None:
-        return "not run" if cell.verdict == "not run" else f"no score (n=0/{cell.n})"
+        return "not run" if cell.verdict == "not run" else f"{cell.absent} (n=0/{cell.n})"
     if not math.isfinite(cell.value):
         return f"diverged n={cell.finished}/{cell.n}"
     star = "*" if cell.collapsed else ""
