@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def check(*, moves_base: bool, random_weights: bool, gpu: bool) -> None:
+def check(*, moves_base: bool, architecture: str, form: str, random_weights: bool, gpu: bool) -> None:
     """Refuse where 4 bits cannot be had.
 
     Args:
-        moves_base: the method changes base weights.
+        moves_base: the method trains or moves weights of the backbone.
+        architecture, form: of the backbone.
         random_weights: the backbone has no published ones.
         gpu: the run will have one.
 
@@ -28,7 +29,17 @@ def check(*, moves_base: bool, random_weights: bool, gpu: bool) -> None:
     wish = "backbone.load_in_4bit=true"
     if moves_base:
         raise UserError(
-            f"{wish}: this method moves the base weights, and 4 bits are too coarse to hold its small moves; "
+            f"{wish}: this method moves weights of the backbone, and 4 bits are too coarse to hold its small moves; "
+            "use load_in_4bit=false."
+        )
+    if form == "encoder":
+        raise UserError(
+            f"{wish}: {architecture} is an encoder, whose new head would be packed and could not train; "
+            "use load_in_4bit=false."
+        )
+    if architecture == "gpt2":
+        raise UserError(
+            f"{wish}: gpt2 keeps q, k and v in one matrix, and a packed one cannot be taken apart; "
             "use load_in_4bit=false."
         )
     if random_weights:

@@ -158,7 +158,13 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> Facts | None:
     backbone.check_targets(method.targets)
     if backbone.load_in_4bit:
         gpu = cell.config["device"] != "cpu" and bool(accelerators())
-        four_bit.check(moves_base=method.moves_base, random_weights=backbone.source.generated, gpu=gpu)
+        four_bit.check(
+            moves_base=method.moves_base or method.trains_weights,
+            architecture=backbone.architecture,
+            form=backbone.form,
+            random_weights=backbone.source.generated,
+            gpu=gpu,
+        )
     metrics.require(task.metrics)
     early_stop = train_config(cell).early_stop
     chosen = early_stop.metric if early_stop else None

@@ -97,8 +97,16 @@ class Parallel(nn.Module):
 def width_of(layer: nn.Module, *, out: bool) -> int:
     """Output (or input) width of an nn.Linear (out, in) or a transformers Conv1D (in, out)."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
+    if not weight.is_floating_point():  # packed (four_bit.py): its shape says nothing
+        return int(layer.out_features if out else layer.in_features)  # type: ignore[arg-type]
     rows, columns = weight.shape
     return int(rows if out == isinstance(layer, nn.Linear) else columns)
+
+
+def example_of(layer: nn.Module) -> Tensor:
+    """An empty tensor on the device and of the type that a layer computes with: float32 where its weight is packed."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.detach().new_empty(0, dtype=weight.dtype if weight.is_floating_point() else torch.float32)
 
 
 def blocks_of(modules: Mapping[str, str]) -> dict[str, int]:

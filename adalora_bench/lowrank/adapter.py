@@ -88,7 +88,8 @@ class LowRankLinear(nn.Module):
     """A frozen linear layer with a low-rank update on its side.
 
     Args:
-        base: `nn.Linear` (weight (out, in)) or a transformers `Conv1D` (weight (in, out)).
+        base: `nn.Linear` (weight (out, in)), a transformers `Conv1D` (weight (in, out)), or a 4-bit layer of
+            bitsandbytes (weight packed; see four_bit.py).
         scale: s in the formula above; a plain number that a method may change.
         role: q, k, v, o, gate, up or down.
         dropout: probability on the input of the branch. It costs a second copy of the input; 0 is free.
@@ -98,6 +99,8 @@ class LowRankLinear(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.transposed = not isinstance(base, nn.Linear)  # Conv1D stores (in, out)
+        stored: Any = base.weight
+        self.packed = not stored.is_floating_point()  # only the layer itself reads it, product by product
         self.role = role
         self.scale = scale
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
@@ -111,17 +114,27 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base weight as (out, in), a view of the stored one."""
-        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        """The base weight as (out, in), a view of the stored one; of a packed one an unpacked copy."""
+        stored: Any = self.base.weight
+        weight: Tensor = stored
+        if self.packed:
+            from bitsandbytes.functional import dequantize_4bit
+
+            weight = dequantize_4bit(stored.data, stored.quant_state)
         return weight.T if self.transposed else weight
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers that the layer computes with; packed weights stand for float32 ones."""
+        return torch.float32 if self.packed else self.weight.dtype
+
+    @property
     def out_features(self) -> int:
-        return int(self.weight.shape[0])
+        return int(self.base.out_features if self.packed else self.weight.shape[0])  # type: ignore[arg-type]
 
     @property
     def in_features(self) -> int:
-        return int(self.weight.shape[1])
+        return int(self.base.in_features if self.packed else self.weight.shape[1])  # type: ignore[arg-type]
 
     def rank_blocks(self) -> Iterator[RankBlock]:
         for block in self.blocks:
@@ -182,7 +195,7 @@ class LowRankLinear(nn.Module):
         """All blocks (with `reserve=False` those that count) along the rank axis; dead ranks have gate 0."""
         blocks = [block for block in self.rank_blocks() if reserve or not block.reserve]
         if not blocks:
-            like = self.weight
+            like: Tensor = self.base.weight.new_empty(0, dtype=self.dtype)  # type: ignore[operator]
             return Factors(
                 like.new_zeros(0, self.in_features), like.new_zeros(0, self.out_features), like.new_zeros(0)
             )
@@ -241,16 +254,16 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         bias: Tensor | None = getattr(self.base, "bias", None)
-        weight = self.weight
+        weight = None if self.packed else self.weight
         receive = self._receive if self.want_delta_grad and torch.is_grad_enabled() else None
         rank = self.stored_rank
         if rank == 0 and receive is None:
-            return nn.functional.linear(x, weight, bias)
+            return self._base(x, weight, bias)
         out_gate: Tensor | None = self.out_gate
         factors, gate = self._parts()
         if receive is not None and not any(t.requires_grad for t in (x, gate, *factors)):
             gate = gate.detach().requires_grad_()  # nothing else makes autograd come by, and G is wanted
-        out_features, in_features = weight.shape
+        out_features, in_features = self.out_features, self.in_features
         half = torch.is_autocast_enabled(x.device.type)
         dropout = self.dropout if self.training else None
         path = cheapest_path(
@@ -260,7 +273,7 @@ class LowRankLinear(nn.Module):
             rank,
             gates_only=out_gate is not None and not any(t.requires_grad for t in factors),
             # W + dW in half precision would round a small dW away
-            merge=dropout is None and not half,
+            merge=dropout is None and not half and weight is not None,
             scores=receive is not None,
         )
         if not torch.is_grad_enabled():
@@ -273,16 +286,31 @@ class LowRankLinear(nn.Module):
         shape = (*x.shape[:-1], out_features)
         x = x.reshape(-1, in_features)
         rest = gate, out_gate, self.scale, path, receive, *factors
-        if dropout is not None:
-            base = nn.functional.linear(x, weight.to(x.dtype), bias)
-            branch: Tensor = LowRankFunction.apply(dropout(x), None, None, *rest)
+        if dropout is not None or weight is None:
+            base = self._base(x, weight, bias)
+            branch: Tensor = LowRankFunction.apply(x if dropout is None else dropout(x), None, None, *rest)
             return (base + branch).reshape(shape)
         y: Tensor = LowRankFunction.apply(x, weight, bias, *rest)
         return y.reshape(shape)
 
+    def _base(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The base layer alone; `weight` is None where it is packed."""
+        if weight is None:
+            y: Tensor = self.base(x)
+            return y
+        return nn.functional.linear(x, weight.to(x.dtype), bias)
+
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """The base layer with dW added to its weight, as a new module; this one is left as it is."""
+        """The base layer with dW added to its weight, as a new module; this one is left as it is.
+
+        A packed layer becomes a dense one, for 4 bits would round a small dW away.
+        """
+        if self.packed:
+            dense = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+            dense.weight = nn.Parameter(self.weight + self.delta(), requires_grad=False)
+            dense.register_parameter("bias", getattr(self.base, "bias", None))
+            return dense
         merged = copy.deepcopy(self.base)
         update = self.delta()
         weight: Tensor = merged.weight  # type: ignore[assignment]
@@ -292,7 +320,7 @@ class LowRankLinear(nn.Module):
     def _receive(self, big: Tensor) -> None:
         """Backward hands over G = dL/d(dW): summed over micro-batches, kept until the method takes it."""
         if self.delta_grad is None:
-            self.delta_grad = big.to(self.weight.dtype)
+            self.delta_grad = big.to(self.dtype)
         else:
             self.delta_grad += big
 

@@ -113,7 +113,7 @@ class Replay:
 
     def __enter__(self) -> Replay:
         for layer in self.layers:
-            if layer.weight.dtype in (torch.float32, torch.float64):
+            if not layer.packed and layer.dtype in (torch.float32, torch.float64):
                 self.folded[id(layer)] = layer.weight + layer.delta()
         adapted = {id(layer) for layer in self.layers}
         for module in self.model.modules():

@@ -49,6 +49,7 @@ class Method:
     head_lr: float | None
 
     moves_base: ClassVar[bool] = False  # whether the method changes adapted base weights (Delta-LoRA)
+    trains_weights: ClassVar[bool] = False  # whether the backbone's own weight matrices train
     starts_unchanged: ClassVar[bool] = True  # whether outputs are the backbone's at the start (prompts: not)
 
     def __post_init__(self) -> None:

@@ -27,15 +27,12 @@ class BitFit(Method):
             bias.requires_grad_(True)
 
     def adapt(self, base: nn.Module, role: str, run: Run) -> nn.Module:
-        import torch
         from torch import nn
 
-        from adalora_bench.inserts.bottleneck import width_of
+        from adalora_bench.inserts.bottleneck import example_of, width_of
 
         if getattr(base, "bias", None) is None:
-            weight: nn.Parameter = base.weight  # type: ignore[assignment]
-            zeros = torch.zeros(width_of(base, out=True), dtype=weight.dtype, device=weight.device)
-            base.bias = nn.Parameter(zeros)
+            base.bias = nn.Parameter(example_of(base).new_zeros(width_of(base, out=True)))
         return base
 
     def setup(self, run: Run) -> None:

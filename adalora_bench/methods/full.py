@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adalora_bench.methods.base import Method
 
@@ -22,6 +22,8 @@ class Full(Method):
     """
 
     embeddings: bool
+
+    trains_weights: ClassVar[bool] = True
 
     def attach(self, run: Run) -> None:
         from torch import nn

@@ -64,15 +64,15 @@ class Houlsby(Method):
 
     def make(self, like: nn.Module, width: int, run: Run) -> Bottleneck:
         """One adapter for hidden vectors of `width`, on the device and in the dtype of a layer."""
-        from adalora_bench.inserts.bottleneck import Bottleneck
+        from adalora_bench.inserts.bottleneck import Bottleneck, example_of
 
-        weight: nn.Parameter = like.weight  # type: ignore[assignment]
+        example = example_of(like)
         m = self.bottleneck
-        down = run.normal(m, width, std=self.init_std, like=weight)
+        down = run.normal(m, width, std=self.init_std, like=example)
         up = (
-            run.normal(width, m, std=self.init_std, like=weight)
+            run.normal(width, m, std=self.init_std, like=example)
             if self.up_init == "normal"
-            else weight.new_zeros(width, m)
+            else example.new_zeros(width, m)
         )
         return Bottleneck(activation=self.activation, scale=self.scale, down=down, up=up)
 

@@ -54,14 +54,14 @@ class LearnedAdapter(Searched):
     # -- building -------------------------------------------------------------------------------------------
 
     def adapt(self, base: nn.Module, role: str, run: Run) -> nn.Module:
-        from adalora_bench.inserts.bottleneck import AfterLinear, width_of
+        from adalora_bench.inserts.bottleneck import AfterLinear, example_of, width_of
         from adalora_bench.inserts.searched_bottleneck import SearchedBottleneck
 
         base.requires_grad_(False)
-        weight: nn.Parameter = base.weight  # type: ignore[assignment]
+        like = example_of(base)
         width, m = width_of(base, out=True), self.bottleneck
-        down = run.normal(m, width, std=self.init_std, like=weight)
-        adapter = SearchedBottleneck(activations=self.activations, down=down, up=weight.new_zeros(width, m))
+        down = run.normal(m, width, std=self.init_std, like=like)
+        adapter = SearchedBottleneck(activations=self.activations, down=down, up=like.new_zeros(width, m))
         return AfterLinear(base, adapter)
 
     def names(self, run: Run) -> list[str]:

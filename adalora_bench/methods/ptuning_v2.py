@@ -47,15 +47,16 @@ class PTuningV2(Method):
         require_sites(self.targets, facts)
 
     def attach(self, run: Run) -> None:
+        from adalora_bench.inserts.bottleneck import example_of
         from adalora_bench.inserts.prefix import Prefix, attach_prefix, sites
 
         found = sites(run)
         super().attach(run)
         for site in found:
-            weight = site.key.weight
+            like = example_of(site.key)
             shape = (site.heads, self.tokens, site.width)
-            keys = run.normal(*shape, std=self.init_std, like=weight)  # type: ignore[arg-type]
-            values = run.normal(*shape, std=self.init_std, like=weight)  # type: ignore[arg-type]
+            keys = run.normal(*shape, std=self.init_std, like=like)
+            values = run.normal(*shape, std=self.init_std, like=like)
             attach_prefix(run, site, Prefix(keys, values, dropout=self.dropout))
 
     def setup(self, run: Run) -> None:

@@ -52,14 +52,14 @@ class Spt(Searched):
     # -- building -------------------------------------------------------------------------------------------
 
     def attach(self, run: Run) -> None:
-        from adalora_bench.inserts.bottleneck import width_of
+        from adalora_bench.inserts.bottleneck import example_of, width_of
         from adalora_bench.inserts.prefix import attach_prefix, sites
         from adalora_bench.inserts.prompt import Prompt
 
         found = sites(run)
         super().attach(run)
         for site in found:
-            like: nn.Parameter = site.key.weight  # type: ignore[assignment]
+            like = example_of(site.key)
             d, m = width_of(site.key, out=False), self.bottleneck
             prompt = Prompt(
                 seeds=run.normal(self.tokens, d, std=1.0, like=like),

@@ -235,7 +235,7 @@ def _block(rank: int, *, reserve: bool, parts: Mapping[str, Tensor]) -> dict[str
 def _rebuild(layer: LowRankLinear, structure: dict[str, Any]) -> None:
     """The same blocks with empty tensors; their numbers come with the state dict."""
     layer.scale = structure["scale"]
-    device = layer.weight.device
+    device = next(layer.base.parameters()).device
 
     def empty(block: dict[str, Any], part: str, *shape: int) -> Tensor:
         return torch.empty(*shape, dtype=getattr(torch, block[part]), device=device)

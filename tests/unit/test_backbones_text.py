@@ -13,7 +13,8 @@ import pytest
 import torch
 from backbone_helpers import NOWHERE, attached, backbone, method, shapes_only
 
-from adalora_bench import four_bit, fused
+from adalora_bench import four_bit, fused, prepare
+from adalora_bench.compose import compose_cells
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import UserError
 from adalora_bench.heads import random_model
@@ -219,24 +220,47 @@ def test_bart_names_self_attention_and_cross_attention_of_the_decoder() -> None:
 
 # -- 4 bits ----------------------------------------------------------------------------------------------------
 
-FITTING: dict[str, bool] = {"moves_base": False, "random_weights": False, "gpu": True}
+FITTING: dict[str, Any] = {
+    "moves_base": False, "architecture": "llama", "form": "decoder", "random_weights": False, "gpu": True,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"moves_base": True}, "this method moves the base weights"),
+        ({"moves_base": True}, "this method moves weights of the backbone, and 4 bits are too coarse"),
+        ({"form": "encoder"}, "llama is an encoder, whose new head would be packed"),
+        ({"architecture": "gpt2"}, "gpt2 keeps q, k and v in one matrix"),
         ({"random_weights": True}, "needs published weights"),
         ({"gpu": False}, "needs a GPU"),
         ({}, "needs the package bitsandbytes: pip install 'adalora_bench\\[four_bit\\]'"),
     ],
 )
 def test_four_bits_are_refused_where_they_cannot_be_had(
-    change: dict[str, bool], message: str, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(four_bit, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"backbone.load_in_4bit=true.*{message}"):
         four_bit.check(**FITTING | change)
+
+
+@pytest.mark.parametrize(
+    "method", ["full", "full_no_embeddings", "full_two_matrices", "delta_lora", "peft_pissa"]
+)
+def test_what_moves_weights_of_the_backbone_is_refused_with_four_bits(method: str) -> None:
+    (cell,) = compose_cells(
+        [f"method={method}", "task=e2e", "backbone=llama2_7b", "scale=paper", "backbone.load_in_4bit=true"]
+    )
+    with pytest.raises(UserError, match="load_in_4bit=true: this method moves weights of the backbone"):
+        prepare.check_late_failures(cell, {})
+
+
+@pytest.mark.parametrize("method", ["lora", "alora", "houlsby", "ptuning_v2", "bitfit"])
+def test_what_leaves_them_alone_needs_a_gpu_only(method: str) -> None:
+    names = [f"method={method}", "task=e2e", "backbone=llama2_7b", "scale=paper", "device=cpu"]
+    (cell,) = compose_cells([*names, "backbone.load_in_4bit=true"])
+    with pytest.raises(UserError, match="load_in_4bit=true needs a GPU"):
+        prepare.check_late_failures(cell, {})
 
 
 def test_four_bits_are_taken_where_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
