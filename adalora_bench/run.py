@@ -96,6 +96,7 @@ class Training:
             self.method: Method = build(config["method"], "method")
             self.settings = train_config(unit.cell)
             self.device = choose_device(config["device"])
+            check_precision(self.settings.precision, self.device)
             self.found = prepare.assets([unit.cell], prepare.places_of(config))
             self.rows = prepare.rows_of(unit.cell, self.found[unit.cell.names["task"]])
             self._encode()
@@ -270,6 +271,18 @@ class Training:
         scales = json.dumps({name: layer.scale for name, layer in self.run.adapters.items()})
         if self.run.adapters:  # a fully trained model is as large as its backbone: not kept
             write_tensors(self.folder / "adapter.safetensors", tensors, {"scales": scales})
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """UserError: bf16 on a GPU that calculates without it. fp16 is not offered: DeBERTa's attention overflows in it."""
+    if (
+        precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise UserError(
+            f"train.precision=bf16, but {torch.cuda.get_device_name(device)} has no bf16; use train.precision=fp32."
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,6 +11,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from adalora_bench.report.paper_files import load_table
+
 CONF = Path(__file__).parents[2] / "conf"
 DEBERTA, ROBERTA = "deberta_v3_base", "roberta_base"
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte")
@@ -293,6 +295,7 @@ ALORA = {
     "alora": {"rank": 8},
 }
 ALORA_TASKS = ("sst2", "rte", "qnli", "boolq", "copa", "record", "squad", "e2e", "alpaca", "mt_bench")
+ALORA_TRAIN = {"epochs": 10, "eval_every": 200, "early_stop": {"patience": 10, "metric": "loss"}}
 SMALL = ("rte", "boolq", "copa")  # below 10,000 training rows
 
 
@@ -303,9 +306,23 @@ def test_alora_and_the_low_rank_methods_beside_it(method: str) -> None:
         assert got["recipe"]["source"] == "arXiv 2403.16187, Appendix E"
         assert got["method"] == {"lr": 1e-4} | ALORA[method]
         batch = 16 if task in SMALL else 128
-        assert got["train"] == {"batch_size": batch, "epochs": 10, "eval_every": 200}
+        assert got["train"] == {"batch_size": batch, **ALORA_TRAIN}
         assert got["task"]["max_length"] == 2048
-        assert got["task"].get("generation") == ({"beams": 5} if task == "e2e" else None)
+        beam = {"beams": 5, "length_penalty": 1.0, "no_repeat_ngram": 0}  # E2E's own decoding is that of LoRA
+        assert got["task"].get("generation") == (beam if task == "e2e" else None)
+
+
+def test_alora_has_a_recipe_for_every_row_of_its_tables() -> None:
+    for number in (1, 2, 3, 6, 7, 8):
+        table = load_table(CONF / "table", f"alora_{number}")
+        for row in table.rows:
+            for task in table.tasks:
+                got = composed(table.backbone, task, row.method)
+                assert got["recipe"]["source"] == "arXiv 2403.16187, Appendix E"
+                assert got["method"]["lr"] == 1e-4
+                assert got["train"].items() >= ALORA_TRAIN.items()
+                wanted = {key.removeprefix("method."): value for key, value in row.set.items()}
+                assert got["method"].items() >= wanted.items(), (number, row.label)
 
 
 def test_alora_pairs_take_small_batches_below_10000_rows() -> None:
