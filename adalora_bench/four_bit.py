@@ -1,5 +1,7 @@
 """Frozen base weights in 4 bits, through bitsandbytes (extra `four_bit`). Not run on a GPU yet, only on a CPU by hand.
 
+Only the layer itself reads its packed weight; adapters add their branch beside it (lowrank/adapter.py).
+
 The rest of the model, adapters and head stay in float32. Torch and transformers are imported inside.
 """
 
@@ -14,11 +16,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def check(*, moves_base: bool, architecture: str, form: str, random_weights: bool, gpu: bool) -> None:
+def check(
+    *, moves_base: bool, refusal: str, architecture: str, form: str, random_weights: bool, gpu: bool
+) -> None:
     """Refuse where 4 bits cannot be had.
 
     Args:
-        moves_base: the method trains or moves weights of the backbone.
+        moves_base: the method moves weights of the backbone.
+        refusal: why else the method cannot have 4 bits; "" where it can.
         architecture, form: of the backbone.
         random_weights: the backbone has no published ones.
         gpu: the run will have one.
@@ -28,10 +33,9 @@ def check(*, moves_base: bool, architecture: str, form: str, random_weights: boo
     """
     wish = "backbone.load_in_4bit=true"
     if moves_base:
-        raise UserError(
-            f"{wish}: this method moves weights of the backbone, and 4 bits are too coarse to hold its small moves; "
-            "use load_in_4bit=false."
-        )
+        refusal = "it moves weights of the backbone, and 4 bits are too coarse to hold small moves"
+    if refusal:
+        raise UserError(f"{wish} is not for this method: {refusal}; use load_in_4bit=false.")
     if form == "encoder":
         raise UserError(
             f"{wish}: {architecture} is an encoder, whose new head would be packed and could not train; "

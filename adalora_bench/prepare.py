@@ -159,7 +159,8 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> Facts | None:
     if backbone.load_in_4bit:
         gpu = cell.config["device"] != "cpu" and bool(accelerators())
         four_bit.check(
-            moves_base=method.moves_base or method.trains_weights,
+            moves_base=method.moves_base,
+            refusal=method.no_four_bit,
             architecture=backbone.architecture,
             form=backbone.form,
             random_weights=backbone.source.generated,

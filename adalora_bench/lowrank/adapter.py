@@ -309,7 +309,9 @@ class LowRankLinear(nn.Module):
         if self.packed:
             dense = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
             dense.weight = nn.Parameter(self.weight + self.delta(), requires_grad=False)
-            dense.register_parameter("bias", getattr(self.base, "bias", None))
+            bias: Tensor | None = getattr(self.base, "bias", None)
+            if bias is not None:  # which bitsandbytes turns into its own type of products
+                dense.bias = nn.Parameter(bias.to(self.dtype), requires_grad=False)
             return dense
         merged = copy.deepcopy(self.base)
         update = self.delta()

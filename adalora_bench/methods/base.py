@@ -49,7 +49,9 @@ class Method:
     head_lr: float | None
 
     moves_base: ClassVar[bool] = False  # whether the method changes adapted base weights (Delta-LoRA)
-    trains_weights: ClassVar[bool] = False  # whether the backbone's own weight matrices train
+    no_four_bit: ClassVar[str] = (
+        ""  # why it cannot have a backbone in 4 bits, if it cannot; moves_base says it too
+    )
     starts_unchanged: ClassVar[bool] = True  # whether outputs are the backbone's at the start (prompts: not)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ Every bias of the backbone, those of LayerNorms included. A target layer without
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adalora_bench.errors import PromiseBroken
 from adalora_bench.methods.base import Method
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class BitFit(Method):
     """`targets` names the layers that get a bias where they have none; biases that exist train everywhere."""
+
+    no_four_bit: ClassVar[str] = "it trains biases, and bitsandbytes keeps those of its layers in bfloat16"
 
     def attach(self, run: Run) -> None:
         super().attach(run)

@@ -23,7 +23,9 @@ class Full(Method):
 
     embeddings: bool
 
-    trains_weights: ClassVar[bool] = True
+    no_four_bit: ClassVar[str] = (
+        "it trains weights of the backbone, and 4 bits are too coarse to hold small moves"
+    )
 
     def attach(self, run: Run) -> None:
         from torch import nn

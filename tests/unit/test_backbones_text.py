@@ -221,14 +221,16 @@ def test_bart_names_self_attention_and_cross_attention_of_the_decoder() -> None:
 # -- 4 bits ----------------------------------------------------------------------------------------------------
 
 FITTING: dict[str, Any] = {
-    "moves_base": False, "architecture": "llama", "form": "decoder", "random_weights": False, "gpu": True,
+    "moves_base": False, "refusal": "", "architecture": "llama", "form": "decoder", "random_weights": False,
+    "gpu": True,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"moves_base": True}, "this method moves weights of the backbone, and 4 bits are too coarse"),
+        ({"moves_base": True}, "not for this method: it moves weights of the backbone, and 4 bits are too"),
+        ({"refusal": "it does not"}, "not for this method: it does not; use load_in_4bit=false"),
         ({"form": "encoder"}, "llama is an encoder, whose new head would be packed"),
         ({"architecture": "gpt2"}, "gpt2 keeps q, k and v in one matrix"),
         ({"random_weights": True}, "needs published weights"),
@@ -245,17 +247,25 @@ def test_four_bits_are_refused_where_they_cannot_be_had(
 
 
 @pytest.mark.parametrize(
-    "method", ["full", "full_no_embeddings", "full_two_matrices", "delta_lora", "peft_pissa"]
+    ("method", "reason"),
+    [
+        ("full", "it trains weights of the backbone"),
+        ("full_no_embeddings", "it trains weights of the backbone"),
+        ("full_two_matrices", "it trains weights of the backbone"),
+        ("delta_lora", "it moves weights of the backbone"),
+        ("peft_pissa", "it moves weights of the backbone"),
+        ("bitfit", "it trains biases, and bitsandbytes keeps those of its layers in bfloat16"),
+    ],
 )
-def test_what_moves_weights_of_the_backbone_is_refused_with_four_bits(method: str) -> None:
+def test_what_moves_weights_of_the_backbone_is_refused_with_four_bits(method: str, reason: str) -> None:
     (cell,) = compose_cells(
         [f"method={method}", "task=e2e", "backbone=llama2_7b", "scale=paper", "backbone.load_in_4bit=true"]
     )
-    with pytest.raises(UserError, match="load_in_4bit=true: this method moves weights of the backbone"):
+    with pytest.raises(UserError, match=f"load_in_4bit=true is not for this method: {reason}"):
         prepare.check_late_failures(cell, {})
 
 
-@pytest.mark.parametrize("method", ["lora", "alora", "houlsby", "ptuning_v2", "bitfit"])
+@pytest.mark.parametrize("method", ["lora", "alora", "houlsby", "ptuning_v2"])
 def test_what_leaves_them_alone_needs_a_gpu_only(method: str) -> None:
     names = [f"method={method}", "task=e2e", "backbone=llama2_7b", "scale=paper", "device=cpu"]
     (cell,) = compose_cells([*names, "backbone.load_in_4bit=true"])

@@ -106,7 +106,6 @@ GROWING = {"target_rank": 2, "top_h": 4, "interval": 2, "growth_warmup": 1}
         ("learned_adapter", {}),
         ("ptuning_v2", {}),
         ("spt", {}),
-        ("bitfit", {}),
         ("lst", {}),
     ],
 )
