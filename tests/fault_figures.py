@@ -1,6 +1,6 @@
 """What the fault tests count: a marker names the fault, a fixture takes the numbers, the end of the run prints them.
 
-`@pytest.mark.fault("R1")` alone counts a test as one try; `figure(tried=50, survived=50, said=...)` gives its own numbers.
+`@pytest.mark.fault("R1")` alone counts a test as one try; `figure(tried=50, survived=50, said=...)` gives its numbers.
 With --figures FILE every such test leaves a line of JSON there; scripts/reliability.py makes docs/reliability.md of it.
 """
 
@@ -41,7 +41,7 @@ FAULTS = {
     "R8": Fault("a damaged record", "cut, empty, binary, NaN, another schema, names that lead elsewhere"),
     "R9": Fault(
         "a full disk",
-        "RLIMIT_FSIZE, and a tmpfs of a few hundred KiB, at record, checkpoint, adapter and log",
+        "RLIMIT_FSIZE, and a tmpfs of 200 KiB, at record, checkpoint, adapter and log",
     ),
     "R9 read": Fault("a results folder that cannot be written", "a read-only mount, a file in its place"),
     "R10": Fault(

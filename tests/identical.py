@@ -53,7 +53,7 @@ def optimizer_state(course: Course) -> dict[str, Tensor]:
         for p in group["params"]:
             for slot, value in run.optimizer.state.get(p, {}).items():
                 out[f"{number}.{names[id(p)]}.{slot}"] = value
-        for key in ("lr", "peak_lr", "weight_decay", "born", "warmup"):
+        for key in ("peak_lr", "weight_decay", "born", "warmup"):  # the rate itself is set in every step
             out[f"{number}.{group['name']}.{key}"] = torch.tensor(group[key], dtype=torch.float64)
     return dict(sorted(out.items()))
 

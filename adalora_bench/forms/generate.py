@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor, StoppingCriteria
 
 from adalora_bench.data.prompts import Generation
-from adalora_bench.forms.base import model_inputs
+from adalora_bench.forms.base import finite, model_inputs
 from adalora_bench.heads import TextModel
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ def answer_ids(
 
     Args:
         asked: token ids of the prompts (of the encoder's text), special ones included.
+
+    Raises:
+        Diverged: a logit is NaN or infinite.
     """
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     assert isinstance(pad, int)
@@ -40,8 +43,9 @@ def answer_ids(
     more: dict[str, Any] = {}
     if settings.stop:
         more["stopping_criteria"] = [StopAt(tokenizer, settings.stop, begin)]
+    more["logits_processor"] = [MustBeFinite()]
     if settings.no_repeat_ngram:
-        more["logits_processor"] = [NoRepeatInAnswer(settings.no_repeat_ngram, begin)]
+        more["logits_processor"].append(NoRepeatInAnswer(settings.no_repeat_ngram, begin))
     search = (
         {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.beams > 1 else {}
     )
@@ -84,6 +88,13 @@ class StopAt(StoppingCriteria):
         texts = [_decoded(self.tokenizer, ids) for ids in recent]
         done = [any(stop in text for stop in self.strings) for text in texts]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+class MustBeFinite(LogitsProcessor):
+    """Raises Diverged where a logit is NaN or infinite: the search would go on and write one token for ever."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return finite(scores)
 
 
 class NoRepeatInAnswer(LogitsProcessor):

@@ -1,7 +1,7 @@
 """Units of real trainings in processes that can be killed, each forked from one that has imported torch already.
 
-`Units` is how a test sees it; as a script, this file is the process that forks. A request and its answer are one line of
-JSON each: {"start": {...}} gives {"pid": ...}, {"wait": pid} gives {"code": ...}, negative for a signal. What a unit
+`Units` is how a test sees it; as a script, this file is the process that forks. A request and its answer are one line
+of JSON each: {"start": {...}} gives {"pid": ...}, {"wait": pid} gives {"code": ...}, negative for a signal. What a unit
 reported lies in the file `told` of its request.
 """
 
