@@ -237,6 +237,8 @@ def build(node: Mapping[str, Any], name: str) -> Any:
 
     target = str(node.get("_target_", ""))
     must_be = "must be a dataclass derived from Method, Task or Backbone."
+    if not target:
+        raise UserError(f"{name}._target_ is missing; it names the class of these settings.")
     module_name, _, class_name = target.rpartition(".")
     if module_name.partition(".")[0] in sys.stdlib_module_names:  # not even imported: that can do something
         raise UserError(f"{name}._target_={target!r} {must_be}")

