@@ -148,13 +148,17 @@ def test_slurm_gives_the_same_though_a_unit_is_requeued(reference: Path, tmp_pat
         )  # the first unit is the first of the array
         # it asks again and again where the job is requeued before SLURM has answered
         with subprocess.Popen(["scancel", "--signal=USR1", log.name.removesuffix("_0_log.err")]) as asking:
-            wait_for(lambda: "Requeued job" in log.read_text(), process)
+            wait_for(lambda: "Caught signal SIGUSR1" in log.read_text(), process)
+            wait_for(lambda: not (unit / "holder.lease").exists(), process)
             mark(unit)
             asking.kill()
 
     sweep(tmp_path, "launcher=slurm", meanwhile=requeue)
-    [log] = [p for p in (tmp_path / "results" / "slurm").glob("*_log.err") if "Requeued job" in p.read_text()]
-    assert "this job is preempted" in log.read_text()
+    jobs = tmp_path / "results" / "slurm"
+    [log] = [path for path in jobs.glob("*_log.err") if "this job is preempted" in path.read_text()]
+    starts = {path.name: path.read_text().count("Loading pickle") for path in jobs.glob("*_log.out")}
+    assert {name for name, count in starts.items() if count == 2} == {log.name.replace(".err", ".out")}
+    assert len(starts) == UNITS
     assert [Path(name).parts[-3:] for name in marked(tmp_path)] == [
         next(p.parent for p in tmp_path.glob("results/runs/toy/tiny_bert/lora/*/seed0/record.json")).parts[
             -3:

@@ -1,0 +1,38 @@
+"""processes=2: one command, two processes per unit, the decisions and losses of one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bench_process import bench, records
+
+METHODS = ("increlora", "aflora")
+COMMAND = (
+    "run", "-m", "method=increlora,aflora", "task=toy", "scale=smoke", "train.log_every=1", "seeds=0", "device=cpu",
+    "jobs=1",
+)  # fmt: skip
+
+
+def losses(folder: Path, method: str) -> list[float]:
+    [log] = folder.glob(f"results/runs/*/*/{method}/*/seed0/steps.jsonl")
+    return [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+
+
+def test_two_processes_train_a_unit_as_one_does(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, more in ((one, []), (two, ["processes=2"])):
+        folder.mkdir()
+        ended = bench(folder, *COMMAND, *more)
+        assert ended.returncode == 0, ended.stderr
+    alone, together = ({key[1]: r for key, r in records(folder).items()} for folder in (one, two))
+    for method in METHODS:
+        assert losses(two, method) == pytest.approx(losses(one, method), abs=1e-5)
+        assert len(losses(one, method)) >= 12
+        assert together[method]["key"] != alone[method]["key"]  # sums are rounded otherwise: another cell
+        assert together[method]["events"] == alone[method]["events"] != []
+        assert together[method]["ranks"] == alone[method]["ranks"]
+        assert together[method]["config"]["processes"] == 2
+        [unit] = two.glob(f"results/runs/*/*/{method}/*/seed0")
+        assert not [path.name for path in unit.iterdir() if path.suffix in (".tmp", ".lease")]
