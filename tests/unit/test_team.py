@@ -8,9 +8,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from adalora_bench.train.team import Team
 
 SCRIPT = Path(__file__).parent / "team_process.py"
 # Every method that decides while it trains, and one that does not; tests/cli/test_processes.py has two in `make test`.
@@ -61,3 +67,55 @@ def compare(folder: Path, methods: Sequence[str]) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_alike_in_two_processes(tmp_path: Path, method: str) -> None:
     compare(tmp_path, [method])
+
+
+def made_up_run(*grads: Tensor | None) -> Any:
+    """A run with one parameter of two numbers for each gradient."""
+    params = [nn.Parameter(torch.tensor([3.0, 4.0])) for _ in grads]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    return SimpleNamespace(trainable_parameters=lambda: params, rank_blocks=list, adapters={}, step=7)
+
+
+def test_pieces_are_shared_out_without_rest() -> None:
+    pieces = list("abcde")
+    assert [Team(rank, 3).share(pieces) for rank in range(3)] == [["a", "d"], ["b", "e"], ["c"]]
+    assert Team().share(pieces) == pieces
+    assert Team(3, 4).share(["a"]) == []
+
+
+def test_alone_nothing_is_touched() -> None:
+    grad = torch.tensor([1.0, 2.0])
+    run = made_up_run(grad)
+    assert Team().add_up(run, [torch.tensor(0.25), torch.tensor(0.5)]) == 0.75
+    assert run.trainable_parameters()[0].grad is grad
+
+
+def test_sums_of_loss_and_gradients_and_none_where_nobody_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Tensor] = []
+
+    def first(flat: Tensor) -> None:
+        sent.append(flat.clone())
+        flat *= 2  # as if the other had sent the same
+
+    def second(flat: Tensor) -> None:
+        flat += sent[0]
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", first)
+    Team(1, 2).add_up(made_up_run(torch.tensor([10.0, 20.0]), torch.tensor([1.0, 1.0]), None), [])
+    run = made_up_run(torch.tensor([1.0, 2.0]), None, None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", second)
+    assert Team(0, 2).add_up(run, [torch.tensor(0.25), torch.tensor(0.5)]) == 0.75
+    grads = [param.grad for param in run.trainable_parameters()]
+    assert grads[0].tolist() == [11.0, 22.0]
+    assert grads[1].tolist() == [1.0, 1.0]
+    assert grads[2] is None
+
+
+def test_processes_that_drifted_apart_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(flat: Tensor) -> None:
+        flat[1] += flat[1] * 1.01  # its norm of the parameters
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", other)
+    with pytest.raises(RuntimeError, match="the 2 processes drifted apart at step 7"):
+        Team(0, 2).add_up(made_up_run(torch.tensor([1.0, 2.0])), [torch.tensor(1.0)])
