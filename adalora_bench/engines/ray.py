@@ -15,6 +15,7 @@ from typing import Any
 
 from adalora_bench.books import Books
 from adalora_bench.engines.errand import Errand, errands, settings
+from adalora_bench.errors import UserError
 from adalora_bench.launch import GRACE_SECONDS, SECOND_SIGNAL_SECONDS, usable_cores
 from adalora_bench.units import Summary, Unit
 from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
@@ -119,7 +120,12 @@ class RayPool(Books):
         handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
         address = self.chosen.get("address")
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="warning")
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"no Ray cluster answers at launch.address={address!r}: {in_one_line(error)}."
+                ) from error
         else:
             cores = float(self.chosen.get("cpus", 1)) * (jobs or usable_cores())
             ray.init(

@@ -54,6 +54,19 @@ def test_a_missing_extra_is_a_sentence_with_the_command(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_machine_without_slurm_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit", reason="launcher=slurm needs submitit: pip install '.[slurm]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+    assert cli.main(["run", *COMMAND, "launcher=slurm"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("bench: SLURM took no jobs: ")
+    assert "srun" in said
+
+
 def test_engines_import_neither_torch_nor_their_package() -> None:
     code = (
         "import sys, adalora_bench.engines.ray, adalora_bench.engines.slurm; "
