@@ -25,6 +25,7 @@ from adalora_bench.reading import (
     refresh_papers,
     refresh_tables,
     report_command,
+    say_verdicts,
     show_command,
     tables_command,
 )
@@ -179,7 +180,7 @@ def _groups() -> str:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
-    from adalora_bench import engines, prepare
+    from adalora_bench import engines, plan, prepare
     from adalora_bench.records import RecordStore
     from adalora_bench.units import Unit, count, summary_lines
 
@@ -188,14 +189,15 @@ def run_command(arguments: argparse.Namespace) -> int:
     common = cells[0].config
     engines.check(common["launcher"])
     places = prepare.places_of(common)
+    table = _is_table(arguments)
     present = prepare.look(cells, places)
-    for cell in cells:
-        prepare.check_late_failures(cell, present)
+    cells, _, left_out = plan.checked(cells, present, table=table)
+    _say(left_out, out)
     _say_scale(cells, arguments.overrides, out)
     found = prepare.assets(cells, places)
     if found.keys() - present.keys():  # what was not there before may have other row counts than official
-        for cell in cells:
-            prepare.check_late_failures(cell, found)
+        cells, _, left_out = plan.checked(cells, found, table=table)
+        _say(left_out, out)
     cells = prepare.keyed(cells, found)
 
     results = Path(common["results_dir"])
@@ -216,6 +218,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     if tables:
         refresh_papers(results, records, tables, out)
     print_cells(results, records, cells, out)
+    if tables:
+        say_verdicts(results, records, tables, {cell.names["scale"] for cell in cells}, out)
     for line in summary_lines(summary, forced=common["force"]):
         out.print(line, soft_wrap=True)
     return summary.exit_code
@@ -231,7 +235,8 @@ def plan_command(arguments: argparse.Namespace) -> int:
     found = prepare.look(cells, prepare.places_of(common))
     here = [cell for cell in cells if {cell.names["task"], cell.names["backbone"]} <= found.keys()]
     cells = [*prepare.keyed(here, found), *(cell for cell in cells if cell not in here)]
-    facts = [prepare.check_late_failures(cell, found) for cell in cells]
+    cells, facts, left_out = plan.checked(cells, found, table=_is_table(arguments))
+    _say(left_out, out)
     _say_scale(cells, arguments.overrides, out)
     records = light_records(Path(common["results_dir"]))
     for line in plan.plan_lines(plan.plan(cells, facts, records), jobs=common["jobs"] or os.cpu_count() or 1):
@@ -243,14 +248,22 @@ def _cells(arguments: argparse.Namespace, out: Console) -> list[Cell]:
     """The cells of a command; only a table=NAME needs the tables' module."""
     from adalora_bench.compose import compose_cells
 
-    if not any(text.startswith("table=") for text in arguments.overrides):
+    if not _is_table(arguments):
         return compose_cells(arguments.overrides, multirun=arguments.multirun)
     from adalora_bench.plan import cells_of
 
     cells, left_out = cells_of(arguments.overrides, multirun=arguments.multirun)
-    for sentence in left_out:
-        out.print(sentence, soft_wrap=True)
+    _say(left_out, out)
     return cells
+
+
+def _is_table(arguments: argparse.Namespace) -> bool:
+    return any(text.startswith("table=") for text in arguments.overrides)
+
+
+def _say(sentences: Sequence[str], out: Console) -> None:
+    for sentence in sentences:
+        out.print(sentence, soft_wrap=True)
 
 
 def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results: Path) -> Summary:

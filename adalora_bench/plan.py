@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from adalora_bench import prepare
 from adalora_bench.compose import compose_cells, conf_dir, options
 from adalora_bench.config import Cell, build
-from adalora_bench.errors import UserError, unknown
+from adalora_bench.data.sources import Found
+from adalora_bench.errors import AssetError, UserError, unknown
 from adalora_bench.methods.base import Facts, Method
 from adalora_bench.report.paper_files import Row, load_table
 from adalora_bench.report.statistics import median
@@ -118,6 +120,41 @@ def _override(value: Any) -> str:
     return str(value)
 
 
+def checked(
+    cells: Iterable[Cell], found: dict[str, Found], *, table: bool
+) -> tuple[list[Cell], list[Facts | None], list[str]]:
+    """The cells that can be trained, the facts of each, and a sentence for each one that cannot.
+
+    One impossible cell of a table must not keep the others from running; outside a table it is the user's wish.
+
+    Raises:
+        UserError: a cell of no table, or all cells of one, can only fail.
+    """
+    good: list[Cell] = []
+    facts: list[Facts | None] = []
+    left_out = []
+    for cell in cells:
+        try:
+            known = prepare.check_late_failures(cell, found)
+        except AssetError:
+            raise
+        except UserError as error:
+            if not table:
+                raise
+            left_out.append(f"{_name(cell)} is left out: {error}")
+            continue
+        good.append(cell)
+        facts.append(known)
+    if not good:
+        raise UserError("no cell of this table can be run: " + " ".join(left_out))
+    return good, facts, left_out
+
+
+def _name(cell: Cell) -> str:
+    name = " ".join(f"{group}={cell.names[group]}" for group in ("method", "task", "backbone", "scale"))
+    return name + "".join(f" {text}" for text in cell.overrides)
+
+
 def plan(
     cells: Sequence[Cell], facts: Sequence[Facts | None], records: Sequence[Record]
 ) -> list[PlannedCell]:
@@ -210,10 +247,7 @@ def plan_lines(planned: Sequence[PlannedCell], jobs: int) -> list[str]:
     lines = []
     for one in planned:
         cell = one.cell
-        name = " ".join(f"{group}={cell.names[group]}" for group in ("method", "task", "backbone", "scale"))
-        changed = "".join(f" {text}" for text in cell.overrides)
-        states = ", ".join(f"{count} {state}" for state, count in one.units.items())
-        lines.append(f"{name}{changed}: {states}")
+        lines.append(f"{_name(cell)}: {_states(one.units)}")
         if one.facts is None:
             lines.append("  steps unknown: the data is not on this machine (bench fetch brings it)")
             continue
@@ -230,13 +264,23 @@ def plan_lines(planned: Sequence[PlannedCell], jobs: int) -> list[str]:
     units = [one.expected.seconds for one in known if one.expected is not None for _ in range(one.left)]
     total = sum(sum(one.units.values()) for one in planned)
     unknown = sum(one.left for one in planned if one.left and one.expected is None)
-    lines.append(f"{len(planned)} cells, {total} units, {left} to train")
+    whole = Counter[str]()
+    for one in planned:
+        whole.update(one.units)
+    lines.append(f"{len(planned)} cells, {total} units: {_states(whole)}; {left} to train")
     if known:
         rest = f", and {unknown} units of unknown length" if unknown else ""
+        largest = max((one.expected.gib or 0.0 for one in known if one.expected is not None), default=0.0)
+        room = f", {jobs} processes of {largest:.1f} GiB at most" if largest else ""
         lines.append(
-            f"expected: {duration(sum(units))} of work, about {duration(makespan(units, jobs))} with jobs={jobs}{rest}"
+            f"expected: {duration(sum(units))} of work, about {duration(makespan(units, jobs))} with "
+            f"jobs={jobs}{room}{rest}"
         )
     return lines
+
+
+def _states(units: Mapping[str, int]) -> str:
+    return ", ".join(f"{units[state]} {state}" for state in STATES if units.get(state))
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:

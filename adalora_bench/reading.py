@@ -93,6 +93,25 @@ def refresh_papers(results: Path, records: Records, names: Sequence[str] | None,
         )
 
 
+def say_verdicts(
+    results: Path, records: Records, names: Sequence[str], scales: set[str], out: Console
+) -> None:
+    """For each of these tables at these scales: how its cells stand, and the file that has it whole."""
+    from adalora_bench.compose import conf_dir
+    from adalora_bench.report.formats import file_stem
+    from adalora_bench.report.paper_files import load_table
+    from adalora_bench.report.papers import fill
+    from adalora_bench.report.wording import verdicts
+
+    for name in names:
+        for filled in fill(name, load_table(conf_dir() / "table", name), records):
+            if filled.place.scale in scales:
+                title = f"{filled.table.paper}, Table {filled.table.number}"
+                where = f"scale {filled.place.scale}, {filled.place.backbone}"
+                path = results / "tables" / "papers" / f"{file_stem(filled)}.md"
+                out.print(f"{title} ({where}): {verdicts(filled)}; see {path}", soft_wrap=True)
+
+
 def print_cells(
     results: Path,
     records: Records,

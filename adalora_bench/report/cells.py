@@ -70,6 +70,11 @@ class CellRow:
         return f"{self.method} ({', '.join(self.overrides)})" if self.overrides else self.method
 
     @property
+    def short(self) -> str:
+        """The label for narrow places: "lora (rank=2)", since most settings are the method's."""
+        return self.label.replace("(method.", "(").replace(", method.", ", ")
+
+    @property
     def key8(self) -> str:
         """The part of the key that names the folder of its records."""
         return self.key[:8]

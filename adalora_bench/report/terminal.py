@@ -29,7 +29,7 @@ def cells_table(rows: Sequence[CellRow]) -> Table:
         summary = row.scores.get(row.main_metric)
         table.add_row(
             row.task,
-            f"{row.label} @ {row.group.backbone}" if several else row.label,
+            f"{row.short} @ {row.group.backbone}" if several else row.short,
             row.main_metric + " " + ("-" if summary is None else _interval(row.main_metric, summary)),
             "-" if summary is None else _n(summary, row.statuses),
             _score(row.main_metric, row.baseline.get(row.main_metric)),

@@ -83,14 +83,19 @@ def caption(filled: Filled) -> list[str]:
     lines += sorted({f"Subset: {r['names']['task']}: {r['subset']}." for r in seeds if r.get("subset")})
     signatures = sorted({f"`{text}`" for record in seeds for text in (record.get("metrics") or {}).values()})
     lines += [f"Metrics: {', '.join(signatures)}."] if signatures else []
-    lines += [f"{note[0].upper()}{note[1:]}" for note in table.notes]
+    lines += [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in table.notes]
     for source in dict.fromkeys(row.source for row in table.rows if row.source):
         labels = ", ".join(row.label for row in table.rows if row.source == source)
         lines.append(f"Published numbers of {labels}: {source}.")
     lines += [not_shown(filled.hidden, "with other settings or versions")] if filled.hidden else []
-    totals = Counter(cell.verdict for row in filled.cells.values() for cell in row.values())
-    lines.append("Verdicts: " + ", ".join(f"{totals[name]} {name}" for name in VERDICTS) + ".")
+    lines.append(f"Verdicts: {verdicts(filled)}.")
     return lines
+
+
+def verdicts(filled: Filled) -> str:
+    """How many cells have which verdict."""
+    totals = Counter(cell.verdict for row in filled.cells.values() for cell in row.values())
+    return ", ".join(f"{totals[name]} {name}" for name in VERDICTS)
 
 
 def _selection(seeds: Sequence[Record]) -> str:

@@ -10,7 +10,17 @@ from adalora_bench.compose import compose_cells
 from adalora_bench.config import Cell
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Facts
-from adalora_bench.plan import cells_of, duration, expect, gib_of, makespan, phases_of, plan, plan_lines
+from adalora_bench.plan import (
+    cells_of,
+    checked,
+    duration,
+    expect,
+    gib_of,
+    makespan,
+    phases_of,
+    plan,
+    plan_lines,
+)
 
 FACTS = Facts(total_steps=100, steps_per_epoch=50, warmup=6, modules=12)
 
@@ -79,8 +89,8 @@ def test_lines_for_people() -> None:
     assert lines[0] == "method=increlora task=toy backbone=tiny_bert scale=smoke: 1 done, 3 missing"
     assert "100 steps (50 an epoch), warmup 6" in lines[1]
     assert "about 3 min a unit, 1.0 GiB" in lines[2]
-    assert lines[-2] == "1 cells, 4 units, 3 to train"
-    assert lines[-1] == "expected: 10 min of work, about 7 min with jobs=2"
+    assert lines[-2] == "1 cells, 4 units: 1 done, 3 missing; 3 to train"
+    assert lines[-1] == "expected: 10 min of work, about 7 min with jobs=2, 2 processes of 1.0 GiB at most"
     unknown = plan_lines(plan([cell()], [None], []), jobs=1)
     assert "data is not on this machine" in unknown[1]
 
@@ -112,6 +122,23 @@ def test_a_table_stands_for_its_rows_and_columns() -> None:
 def test_wrong_tables_are_answered_with_the_nearest_name(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         cells_of(overrides, multirun=False)
+
+
+def test_a_cell_that_can_only_fail_is_left_out_of_a_table_and_refused_alone() -> None:
+    good, bad = cell(), cell("method.targets=[gate]")
+    cells, facts, left_out = checked([good, bad], {}, table=True)
+    assert cells == [good]
+    assert len(facts) == 1
+    (sentence,) = left_out
+    assert sentence.startswith(
+        "method=increlora task=toy backbone=tiny_bert scale=smoke method.targets=[gate]"
+    )
+    assert " is left out: " in sentence
+    with pytest.raises(UserError) as alone:
+        checked([good, bad], {}, table=False)
+    assert str(alone.value) in sentence
+    with pytest.raises(UserError, match="no cell of this table can be run: method=increlora"):
+        checked([bad], {}, table=True)
 
 
 def test_durations() -> None:
