@@ -29,7 +29,7 @@ VICTIM = "lora rte seed 0 (tiny_bert)"
 FIELDS = [
     "schema", "key", "settings_key", "names", "overrides", "config", "seed",
     "versions", "data_fingerprint", "split", "status", "reason", "main_metric", "final",
-    "best", "history", "baseline", "rows", "subset", "params", "ranks",
+    "best", "history", "baseline", "rows", "subset", "params", "ranks", "cosine", "gates",
     "events", "notes", "seconds", "peak_memory_bytes", "tokens", "flops", "environment", "git",
     "sources", "metrics", "steps", "total_steps", "finished",
 ]
