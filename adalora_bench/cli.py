@@ -210,8 +210,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         out.print(f"skipped: {count(len(skipped), 'unit')} already recorded (force=true runs them again)")
     todo = [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
     summary = _train(todo, skipped, common, results)
-    records = light_records(results)
-    refresh_tables(results, records, cells, out)
+    scan = light_records(results)
+    records = scan.records
+    refresh_tables(results, scan, cells, out)
     tables = [
         name for text in arguments.overrides if text.startswith("table=") for name in text[6:].split(",")
     ]
@@ -238,7 +239,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
     cells, facts, left_out = plan.checked(cells, found, table=_is_table(arguments))
     _say(left_out, out)
     _say_scale(cells, arguments.overrides, out)
-    records = light_records(Path(common["results_dir"]))
+    records = light_records(Path(common["results_dir"])).records
     for line in plan.plan_lines(plan.plan(cells, facts, records), jobs=common["jobs"] or os.cpu_count() or 1):
         out.print(line, soft_wrap=True)
     return EXIT_OK

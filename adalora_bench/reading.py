@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from adalora_bench.config import Cell
-    from adalora_bench.records import RecordStore
+    from adalora_bench.records import RecordStore, Scan
 
 
 def console() -> Console:
@@ -47,22 +47,23 @@ def tables_command(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{next(iter(chosen))}= chooses what --compare prints; without it every table is written."
         )
-    out, records = console(), light_records(results)
-    refresh_tables(results, records, None, out)
+    out, scan = console(), light_records(results)
+    records = scan.records
+    refresh_tables(results, scan, None, out)
     refresh_papers(results, records, None, out)
     if arguments.compare or not (results / "runs").is_dir():
         print_cells(results, records, None, out, chosen)
     return EXIT_OK
 
 
-def light_records(results: Path) -> list[dict[str, Any]]:
-    """All records of a folder of results, without their long lists."""
+def light_records(results: Path) -> Scan:
+    """All records of a folder of results, without their long lists, and what counts as none."""
     from adalora_bench.records import RecordStore
 
-    return RecordStore(results / "runs").scan(light=True).records
+    return RecordStore(results / "runs").scan(light=True)
 
 
-def refresh_tables(results: Path, records: Records, cells: list[Cell] | None, out: Console) -> None:
+def refresh_tables(results: Path, scan: Scan, cells: list[Cell] | None, out: Console) -> None:
     """Write the tables that these cells touch (None: all)."""
     from adalora_bench.report.cells import Group
     from adalora_bench.report.tables import refresh, table_name
@@ -77,7 +78,7 @@ def refresh_tables(results: Path, records: Records, cells: list[Cell] | None, ou
             for cell in cells
         }
     )
-    for path in refresh(records, results / "tables", only):
+    for path in refresh(scan.records, results / "tables", only, scan.not_counted(results / "runs")):
         out.print(f"wrote {path}", soft_wrap=True)
 
 
@@ -142,8 +143,8 @@ def claims_command(arguments: argparse.Namespace) -> int:
     from adalora_bench.compose import conf_dir
     from adalora_bench.report.claim_text import counts, line, refresh
 
-    results, records, _ = _recorded(arguments)
-    judged = refresh(conf_dir() / "claim", records, results / "claims.md")
+    results, scan, _ = _recorded(arguments)
+    judged = refresh(conf_dir() / "claim", scan.records, results / "claims.md")
     out = console()
     for one in judged:
         out.print(line(one), soft_wrap=True)
@@ -156,8 +157,8 @@ def figures_command(arguments: argparse.Namespace) -> int:
     from adalora_bench.compose import conf_dir
     from adalora_bench.report.figures import refresh
 
-    results, records, store = _recorded(arguments)
-    written, skipped = refresh(conf_dir() / "figure", store, records, results / "figures")
+    results, scan, store = _recorded(arguments)
+    written, skipped = refresh(conf_dir() / "figure", store, scan.records, results / "figures")
     out = console()
     for path in written:
         out.print(f"wrote {path}", soft_wrap=True)
@@ -171,21 +172,21 @@ def report_command(arguments: argparse.Namespace) -> int:
     from adalora_bench.compose import conf_dir
     from adalora_bench.report.page import refresh
 
-    results, records, store = _recorded(arguments)
+    results, scan, store = _recorded(arguments)
     path = results / "report.html"
-    changed = refresh(conf_dir(), store, records, path)
+    changed = refresh(conf_dir(), store, scan.records, path, scan.not_counted(store.root))
     console().print(f"{'wrote' if changed else 'no change in'} {path}", soft_wrap=True)
     return EXIT_OK
 
 
-def _recorded(arguments: argparse.Namespace) -> tuple[Path, list[dict[str, Any]], RecordStore]:
+def _recorded(arguments: argparse.Namespace) -> tuple[Path, Scan, RecordStore]:
     """The folder of results, all its records whole, and their store."""
     from adalora_bench.records import RecordStore
 
     chosen = plain(arguments.overrides, {"results_dir"})
     results = Path(chosen.get("results_dir", "results"))
     store = RecordStore(results / "runs")
-    return results, store.scan().records, store
+    return results, store.scan(), store
 
 
 def collect_command(arguments: argparse.Namespace) -> int:

@@ -83,10 +83,22 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Scan:
-    """All records of a store in the order of their paths, and the files that this scan refused."""
+    """All records of a store in the order of their paths, and the files that count as none.
+
+    Args:
+        quarantined: what this scan refused.
+        aside: what an earlier one renamed, of units that have no record since.
+    """
 
     records: list[dict[str, Any]] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
+    aside: list[Path] = field(default_factory=list)
+
+    def not_counted(self, root: Path) -> list[str]:
+        """Paths below `root` of all files that count as no record, sorted; the same in every scan."""
+        return sorted(
+            str(path.relative_to(root)) for path in [*(q.path for q in self.quarantined), *self.aside]
+        )
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,10 @@ class RecordStore:
         history, events, environment, traces, and what is told per module.
         """
         found = Scan()
+        for path in sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}.bad-*")):
+            if not path.with_name(RECORD).exists():
+                log.warning("%s: not counted, as it was no record; run the unit again", path)
+                found.aside.append(path)
         for path in sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}")):
             record, refused = self._load(path)
             if record is not None and (home := self._home(record)) != path.parent:

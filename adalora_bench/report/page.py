@@ -33,17 +33,19 @@ _ID = re.compile(r'(\bid="|url\(#|href="#)')
 _SIZE = re.compile(r'(<svg\b[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', re.DOTALL)
 
 
-def refresh(conf: Path, store: RecordStore, records: Sequence[Record], path: Path) -> bool:
+def refresh(
+    conf: Path, store: RecordStore, records: Sequence[Record], path: Path, not_counted: Sequence[str] = ()
+) -> bool:
     """Write the page where it changed; whether it did.
 
     Args:
         conf: the folder conf, with table, claim and figure.
     """
-    return write_if_changed(path, page(conf, store, records))
+    return write_if_changed(path, page(conf, store, records, not_counted))
 
 
-def page(conf: Path, store: RecordStore, records: Sequence[Record]) -> str:
-    """The whole file."""
+def page(conf: Path, store: RecordStore, records: Sequence[Record], not_counted: Sequence[str] = ()) -> str:
+    """The whole file. `not_counted` are files of the store that are no records."""
     tables = [
         filled
         for name in table_names(conf / "table")
@@ -67,7 +69,7 @@ def page(conf: Path, store: RecordStore, records: Sequence[Record]) -> str:
             "by <code>bench report</code>.</p></header>",
             _bar(methods, tasks),
             "<main>",
-            _overview(arranged, tables, judged, skipped),
+            _overview(arranged, tables, judged, skipped, not_counted),
             _scale_tables(arranged.rows),
             _paper_tables(tables),
             _figures(kinds.load_figures(conf / "figure"), pictures, skipped),
@@ -93,7 +95,11 @@ def _bar(methods: Sequence[str], tasks: Sequence[str]) -> str:
 
 
 def _overview(
-    arranged: Cells, tables: Sequence[Filled], judged: Sequence[Judged], skipped: Sequence[str]
+    arranged: Cells,
+    tables: Sequence[Filled],
+    judged: Sequence[Judged],
+    skipped: Sequence[str],
+    not_counted: Sequence[str],
 ) -> str:
     lines = []
     for group, found in groupby(arranged.rows, key=lambda row: row.group):
@@ -128,6 +134,8 @@ def _overview(
     ]
     if skipped:
         parts.append(f"<p>Figures without records: {escape(', '.join(skipped))}.</p>")
+    if not_counted:
+        parts.append(f"<p>Not counted, since they are no records: {escape(', '.join(not_counted))}.</p>")
     if hidden:
         items = "".join(f"<li>{escape(text)}</li>" for text in hidden)
         parts.append(

@@ -24,10 +24,12 @@ __all__ = ["CellRow", "build_tables", "cell_summary", "refresh", "table_name"]
 _USUAL_SPLIT = "validation"
 
 
-def build_tables(records: Iterable[Record], selection: Selection | None = None) -> dict[str, str]:
+def build_tables(
+    records: Iterable[Record], selection: Selection | None = None, not_counted: Sequence[str] = ()
+) -> dict[str, str]:
     """Table name ("cpu_minilm_l6") -> Markdown, in order of the names.
 
-    Without a `selection` each split has its own.
+    Without a `selection` each split has its own. `not_counted` are files <task>/<backbone>/... that are no records.
     """
     cells = arrange(records, selection)
     # Stale records are named even where nothing else of their table is left.
@@ -40,17 +42,23 @@ def build_tables(records: Iterable[Record], selection: Selection | None = None) 
             [one for one in cells.others if one.group == group],
             [one for one in cells.stale if one.group == group],
             selection or selection_of(group.split),
+            [path for path in not_counted if path.split("/")[1] == group.backbone],
         )
     return dict(sorted(tables.items()))
 
 
-def refresh(records: Iterable[Record], tables_dir: Path, only: Collection[str] | None = None) -> list[Path]:
+def refresh(
+    records: Iterable[Record],
+    tables_dir: Path,
+    only: Collection[str] | None = None,
+    not_counted: Sequence[str] = (),
+) -> list[Path]:
     """Write <tables_dir>/<name>.md from the records; return the files whose content changed.
 
     `only` names the tables to look at (default: all). UserError: the folder cannot be written.
     """
     written = []
-    for name, text in build_tables(records).items():
+    for name, text in build_tables(records, not_counted=not_counted).items():
         path = tables_dir / f"{name}.md"
         if (only is None or name in only) and write_if_changed(path, text):
             written.append(path)
@@ -69,6 +77,7 @@ def _table(
     others: Sequence[Hidden],
     stale: Sequence[Hidden],
     selection: Selection,
+    not_counted: Sequence[str],
 ) -> str:
     parts = [
         f"# {group.backbone}, scale {group.scale}, split {group.split}",
@@ -78,7 +87,7 @@ def _table(
         parts += sections(rows)
     parts += [
         "## How to read it",
-        "\n".join(f"- {note}" for note in _notes(group, rows, others, stale, selection)),
+        "\n".join(f"- {note}" for note in _notes(group, rows, others, stale, selection, not_counted)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -89,6 +98,7 @@ def _notes(
     others: Sequence[Hidden],
     stale: Sequence[Hidden],
     selection: Selection,
+    not_counted: Sequence[str],
 ) -> list[str]:
     notes = []
     if group.scale != "paper":
@@ -140,6 +150,7 @@ def _notes(
     ]
     notes += [not_shown(others, "with other settings")] if others else []
     notes += [_stale(one) for one in stale]
+    notes += [f"Not counted, since it is no record: {path}." for path in not_counted]
     return [one_line(note) for note in notes]
 
 

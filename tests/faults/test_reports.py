@@ -66,10 +66,20 @@ def test_a_damaged_record_is_named_and_the_others_count(
     assert reason in scan.quarantined[0].reason
     assert "record.json.bad-1" in caplog.text
     assert (cell_of(scan.records).n, cell_of(scan.records).finished) == (4, 4)
-    [text] = build_tables(scan.records).values()
-    assert "n=4 " in text
+    named = "rte/deberta_v3_base/lora/" + f"{one['key'][:8]}/seed4/record.json.bad-1"
+    caplog.clear()
+    for again in (scan, store.scan()):  # an earlier command renamed it: it is not forgotten
+        assert again.not_counted(store.root) == [named]
+        [text] = build_tables(again.records, not_counted=again.not_counted(store.root)).values()
+        assert "n=4 " in text
+        assert f"Not counted, since it is no record: {named}." in text
+    assert f"{named}: not counted" in caplog.text
+    html = page.page(conf_dir(), store, scan.records, [named])
+    assert named in html
     judged = claim_text.refresh(conf_dir() / "claim", scan.records, tmp_path / "claims.md")
     assert {one.verdict for one in judged} == {"not run"}
+    store.write(one)
+    assert store.scan().not_counted(store.root) == [], "the unit ran again"
 
 
 def test_a_diverged_seed_counts_everywhere(store: RecordStore, tmp_path: Path) -> None:
