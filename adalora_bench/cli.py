@@ -282,7 +282,7 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
 
         options |= {
             "launch": common["launch"],
-            "gib": plan.gib_of([unit.cell for unit in todo], light_records(results)),
+            "gib": plan.gib_of([unit.cell for unit in todo], light_records(results).records),
         }
     jobs = common["jobs"]
     if jobs is None and common["processes"] > 1 and common["launcher"] == "local":

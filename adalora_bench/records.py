@@ -159,11 +159,12 @@ class RecordStore:
         history, events, environment, traces, and what is told per module.
         """
         found = Scan()
-        for path in sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}.bad-*")):
-            if not path.with_name(RECORD).exists():
-                log.warning("%s: not counted, as it was no record; run the unit again", path)
-                found.aside.append(path)
-        for path in sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}")):
+        for path in sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}*")):
+            if path.name != RECORD:
+                if path.name.startswith(f"{RECORD}.bad-") and not path.with_name(RECORD).exists():
+                    log.warning("%s: not counted, as it was no record; run the unit again", path)
+                    found.aside.append(path)
+                continue
             record, refused = self._load(path)
             if record is not None and (home := self._home(record)) != path.parent:
                 refused = Quarantined(path, f"lies outside its own folder {home.relative_to(self.root)}")

@@ -66,7 +66,13 @@ def record(number: int, seed: int) -> dict[str, Any]:
         "final": {"step": 1000, "epoch": 3.0, "scores": scores},
         "best": {"step": 900, "epoch": 2.7, "scores": scores, "selected_on": "validation"},
         "history": [{"step": 100 * k, "epoch": 0.3 * k, "scores": scores} for k in range(1, 11)],
-        "params": {"adapter_initial": 300_000, "adapter_final": 300_000 - number},
+        "params": {
+            "adapter_initial": 300_000,
+            "adapter_final": 300_000 - number,
+            "trace": [[10 * k, 300_000 - k] for k in range(72)],
+        },
+        "cosine": {name: 1 - 1e-5 * k for k, name in enumerate(MODULES)},
+        "gates": {name: [0.123456, -0.5] for name in MODULES},
         "ranks": {
             "initial_total": 72,
             "final_total": 144,

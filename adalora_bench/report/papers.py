@@ -6,6 +6,7 @@ Records are picked by their fields. Nothing is composed here and no key is compu
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,10 +94,13 @@ def fill(name: str, table: PaperTable, records: Iterable[Record]) -> list[Filled
 def _at(name: str, table: PaperTable, place: Place, records: Sequence[Record]) -> Filled:
     cells: dict[str, dict[str, Cell]] = {}
     used: dict[str, dict[str, list[Record]]] = {}
+    shelves: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        shelves[record["names"]["method"], record["names"]["task"]].append(record)
     for row in table.rows:
         used[row.label] = {}
         for task in table.tasks:
-            fitting = [record for record in records if fits(record, row, task)]
+            fitting = [record for record in shelves[row.method, task] if fits(record, row, task)]
             used[row.label][task] = _choose(fitting, table.split)
         cells[row.label] = {
             column.label: _cell(table, row, column, place, used[row.label][column.task])
