@@ -47,6 +47,7 @@ class CellRow:
     key: str
     main_metric: str
     scores: dict[str, Summary]
+    seeds: dict[int, float | None]  # seed -> main score; None for a diverged one, nothing for a failed one
     baseline: dict[str, float | None]
     params_initial: float | None
     params_final: float | None
@@ -211,6 +212,7 @@ def _row(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selecti
         key=newest["key"],
         main_metric=newest["main_metric"],
         scores=_scores(seeds, newest["main_metric"], SELECTIONS[chosen]),
+        seeds=_main_scores(seeds, newest["main_metric"], SELECTIONS[chosen]),
         baseline=dict((finished[0] if finished else newest).get("baseline") or {}),
         params_initial=_mean(finished or seeds, "params", "adapter_initial"),
         params_final=_mean(finished, "params", "adapter_final"),
@@ -246,6 +248,16 @@ def _scores(seeds: Sequence[Record], main: str, point: str) -> dict[str, Summary
     ordered = [main, *sorted(set(values) - {main})]
     full = {metric: values[metric] + [None] * diverged for metric in ordered}
     return {metric: summarise(of, metrics.higher_is_better(metric)) for metric, of in full.items() if of}
+
+
+def _main_scores(seeds: Sequence[Record], main: str, point: str) -> dict[int, float | None]:
+    return {
+        record["seed"]: (record.get(point) or record["final"])["scores"].get(main)
+        if record["status"] in FINISHED
+        else None
+        for record in seeds
+        if record["status"] in DONE
+    }
 
 
 def _declared(score: str, known: Mapping[str, str]) -> bool:

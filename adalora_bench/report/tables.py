@@ -16,6 +16,7 @@ from adalora_bench.report.markdown import one_line
 from adalora_bench.report.scores import sections
 from adalora_bench.report.selection import Selection, selection_of
 from adalora_bench.report.statistics import median_coverage
+from adalora_bench.report.versus import against_lora
 from adalora_bench.schema import STATUSES
 
 __all__ = ["CellRow", "build_tables", "cell_summary", "refresh", "table_name"]
@@ -79,15 +80,16 @@ def _table(
     selection: Selection,
     not_counted: Sequence[str],
 ) -> str:
+    against, more = against_lora(rows)
     parts = [
         f"# {group.backbone}, scale {group.scale}, split {group.split}",
         "Made from the records by `bench tables`; edit nothing here.",
     ]
     if rows:
-        parts += sections(rows)
+        parts += [*sections(rows), *against]
     parts += [
         "## How to read it",
-        "\n".join(f"- {note}" for note in _notes(group, rows, others, stale, selection, not_counted)),
+        "\n".join(f"- {note}" for note in _notes(group, rows, more, others, stale, selection, not_counted)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -95,6 +97,7 @@ def _table(
 def _notes(
     group: Group,
     rows: Sequence[CellRow],
+    more: Sequence[str],
     others: Sequence[Hidden],
     stale: Sequence[Hidden],
     selection: Selection,
@@ -130,6 +133,7 @@ def _notes(
         "p = 0.05 (its smallest p is 0.0625), and a gap of one standard deviation between seeds is missed about "
         "three times in four."
     )
+    notes += more
     notes.append(
         "Majority class: the score without training on the report rows; SE is its binomial standard error there "
         "(rows, not seeds); undefined for correlations."

@@ -1,0 +1,70 @@
+"""Methods against plain LoRA: differences by hand, bold by the sign, intervals only where every seed is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from report_records import diverged, record
+
+from adalora_bench.report.cells import cell_summary
+from adalora_bench.report.tables import build_tables
+from adalora_bench.report.versus import against_lora
+
+
+def seeds(method: str, task: str, values: list[float]) -> list[dict[str, Any]]:
+    """Accuracies (or Matthews correlations) of seeds 0, 1, ..."""
+    found = []
+    for seed, value in enumerate(values):
+        one = record(method, task, seed)
+        one["final"]["scores"] = dict.fromkeys(one["final"]["scores"], value)
+        found.append(one)
+    return found
+
+
+LORA = [0.80, 0.81, 0.82, 0.83, 0.84]
+BETTER = [0.81, 0.83, 0.83, 0.86, 0.85]
+
+
+def table(records: list[dict[str, Any]]) -> tuple[dict[str, list[str]], str]:
+    parts, notes = against_lora(cell_summary(records))
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in parts[1].splitlines()]
+    return {line[0]: line[1:] for line in lines}, " ".join(notes)
+
+
+def test_differences_are_paired_and_bold_where_five_seeds_agree() -> None:
+    found, notes = table(
+        seeds("lora", "rte", LORA) + seeds("sora", "rte", BETTER) + seeds("bitfit", "rte", LORA)
+    )
+    assert found["method"] == ["rte: acc"]
+    assert found["sora"] == ["**+1.00** [+1.00, +3.00] n=5"]
+    assert found["bitfit"] == ["+0.00 [+0.00, +0.00] n=5"]
+    assert "smallest p 0.0625, 0.12 after Holm" in notes
+
+
+def test_a_diverged_seed_has_no_difference_and_four_are_never_bold() -> None:
+    sora = seeds("sora", "rte", BETTER)
+    found, notes = table([*seeds("lora", "rte", LORA), *sora[:4], diverged(sora[4])])
+    assert found["sora"] == ["+1.50 [+1.00, +3.00] n=4"]
+    assert "Exact" not in notes
+
+
+def test_across_tasks_only_with_every_seed_of_every_task() -> None:
+    both = [one for task in ("rte", "mrpc") for one in seeds("lora", task, LORA)]
+    sora = [one for task in ("rte", "mrpc") for one in seeds("sora", task, [0.9] * 5)]
+    found, notes = table([*both, *sora])
+    assert found["sora"][2:] == ["90.00 [90.00, 90.00]", "1.00 [1.00, 1.00]"]
+    mean, low, high = (float(text.strip("[],")) for text in found["lora"][2].split())
+    assert mean == pytest.approx(82.0)
+    assert low < mean < high
+    assert found["lora"][3] == "-"
+    assert "82 to 90 %" in notes
+    missing, _ = table([*both, *sora[:-1]])
+    assert missing["sora"][2:] == ["-", "-"]
+
+
+def test_nothing_to_compare() -> None:
+    assert against_lora(cell_summary(seeds("lora", "rte", LORA))) == ([], [])
+    assert against_lora(cell_summary(seeds("sora", "rte", LORA))) == ([], [])
+    (text,) = build_tables(seeds("sora", "rte", LORA)).values()
+    assert "Against" not in text
