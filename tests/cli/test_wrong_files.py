@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from bench_process import bench, is_a_sentence, write_data
 from fault_figures import Figure
+from payload import Payload
 
 from adalora_bench import cli
 from adalora_bench.conf_files import CONF_VARIABLE
@@ -200,18 +201,12 @@ def content(make: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(make(path.read_bytes())) and None
 
 
+def labels(value: Any) -> Callable[[Path], None]:
+    return table(lambda columns: columns.update(label=[value] * len(columns["label"])))
+
+
 def put(column: str, row: int, value: Any) -> Callable[[Path], None]:
     return table(lambda columns: columns[column].__setitem__(row, value))
-
-
-class Payload:
-    """A pickle of it writes a file where it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.path, "run")
 
 
 def as_folder(path: Path) -> None:
@@ -242,9 +237,9 @@ DATA: dict[str, tuple[str, Callable[[Path], object], int, list[str]]] = {
     "hidden label": (VALIDATION, put("label", 3, -1), 2, [f"{VALIDATION}, row 3", "-1 marks a hidden label"]),
     "no value": (TRAIN, put("label", 2, None), 2, [f"{TRAIN}, row 2", "None"]),
     "no words": (TRAIN, put("sentence1", 4, None), 2, [f"{TRAIN}, row 4", "'sentence1' is None"]),
-    "label of text": (TRAIN, table(lambda c: c.update(label=["yes"] * len(c["label"]))), 2, ["column 'label' holds string", "entailment"]),
-    "label of fractions": (TRAIN, table(lambda c: c.update(label=[0.5] * len(c["label"]))), 2, ["column 'label' holds double"]),
-    "label of NaN": (TRAIN, table(lambda c: c.update(label=[float("nan")] * len(c["label"]))), 2, ["column 'label' holds double"]),
+    "label of text": (TRAIN, labels("yes"), 2, ["column 'label' holds string", "entailment"]),
+    "label of fractions": (TRAIN, labels(0.5), 2, ["column 'label' holds double"]),
+    "label of NaN": (TRAIN, labels(float("nan")), 2, ["column 'label' holds double"]),
     "text of numbers": (TRAIN, table(lambda c: c.update(sentence1=[1] * len(c["label"]))), 2, ["sentence1"]),
 }  # fmt: skip
 
