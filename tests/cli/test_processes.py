@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from bench_process import bench, records
 
-METHODS = ("increlora", "aflora")
+METHODS = ("increlora",)
 COMMAND = (
-    "run", "-m", "method=increlora,aflora", "task=toy", "scale=smoke", "train.log_every=1", "seeds=0", "device=cpu",
+    "run", "method=increlora", "task=toy", "scale=smoke", "train.log_every=1", "seeds=0", "device=cpu",
     "jobs=1",
 )  # fmt: skip
 

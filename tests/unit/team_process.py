@@ -33,13 +33,14 @@ SETTINGS = (
 )
 # The search of ALoRA is cut short: every rank is scored by two passes.
 ALORA = ("method.rank=2", "method.first_round=4", "method.rounds=2", "method.interval=4")
+HALF = ("train.train_rows=160", "train.epochs=10")  # half of the rows are kept for gates
 METHOD_SETTINGS = {
     "alora": (*ALORA, "method.validation_rows=4", "train.train_rows=100"),
     "alora_sensi": ALORA,
-    "alora_dnas": (*ALORA, "train.train_rows=192"),
-    "learned_adapter": ("train.train_rows=192",),
-    "spt": ("train.train_rows=192",),
-    "ssp": ("train.train_rows=192",),
+    "alora_dnas": (*ALORA, *HALF),
+    "learned_adapter": HALF,
+    "spt": HALF,
+    "ssp": HALF,
 }
 
 

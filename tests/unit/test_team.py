@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adalora_bench.train.team import Team
 
 SCRIPT = Path(__file__).parent / "team_process.py"
-# Every method that decides while it trains, and one that does not; tests/cli/test_processes.py has two in `make test`.
+# Every method that decides while it trains, and one that does not; tests/cli/test_processes.py has one in `make test`.
 METHODS = (
     "lora", "increlora", "increlora_authors", "adalora", "aflora", "alora", "alora_dnas", "alora_sensi", "sora",
     "sora_authors", "salora", "dylora", "delta_lora", "adapterdrop", "learned_adapter", "spt", "ssp",
