@@ -131,6 +131,8 @@ class Backbone:
             tokenizer = weights.open_files(
                 "tokenizer", folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True)
             )
+            if self.architecture == "deberta-v2" and not (folder / "tokenizer.json").is_file():
+                _read_like_sentencepiece(tokenizer, folder / "spm.model")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if self.form != "encoder":
@@ -230,6 +232,22 @@ def _folder(found: Found) -> Path | None:
     if found.folder is None or not gguf_weights.holds_gguf(found.folder):
         return found.folder
     return gguf_weights.restored(found.folder)
+
+
+def _read_like_sentencepiece(tokenizer: Any, model: Path) -> None:
+    """Letters are made alike as the tokenizer's model says: full width, ligatures, blanks of other kinds.
+
+    transformers 5 reads the pieces from this file and leaves the table of letters out.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import normalizers
+
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(model.read_bytes())
+    table = proto.normalizer_spec.precompiled_charsmap
+    if table:
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = normalizers.Sequence([normalizers.Precompiled(table), backend.normalizer])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,14 @@ SENTENCES = (
     "the sun warms the old river",
     "rivers run cold in winter",
 )
+# A ligature, full width, blanks that are none of ASCII, an accent of its own.
+OTHER_LETTERS = (
+    "\ufb01nd a river",
+    "\uff54\uff48\uff45 river",
+    "old\u00a0river\u3000wall",
+    "the\u200briver",
+    "cafe\u0301",
+)
 
 
 @pytest.fixture
@@ -54,7 +62,7 @@ def test_deberta_v3_reads_its_sentencepiece_file(
 ) -> None:
     found, processor = deberta
     tokenizer = backbone("deberta_v3_base").tokenizer(found)
-    for text in (*SENTENCES, "The riverboat, 1 lamp!", "two  blanks\nand a line ", ""):
+    for text in (*SENTENCES, "The riverboat, 1 lamp!", "two  blanks\nand a line ", "", *OTHER_LETTERS):
         ids = tokenizer(text)["input_ids"]
         assert ids == [1, *processor.encode(text), 2], text
     pair = tokenizer("old river", "cold wall")
