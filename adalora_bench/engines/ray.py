@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from select import select
@@ -20,6 +21,7 @@ from adalora_bench.launch import GRACE_SECONDS, SECOND_SIGNAL_SECONDS, usable_co
 from adalora_bench.units import Summary, Unit
 from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
 
+KNOCK_SECONDS = 10.0  # until a cluster's address must have answered
 ASK_SECONDS = 1.0  # a unit asks the board at most this often whether to stop
 
 
@@ -121,10 +123,15 @@ class RayPool(Books):
         address = self.chosen.get("address")
         if address:
             try:
+                host, _, port = address.rpartition(":")
+                if (
+                    host and port.isdigit() and "/" not in host
+                ):  # Ray itself would ask a dead address for minutes
+                    socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
                 ray.init(address=address, log_to_driver=False, logging_level="warning")
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"no Ray cluster answers at launch.address={address!r}: {in_one_line(error)}."
+                    f"no Ray cluster answers at launch.address={address!r}: {in_one_line(error).rstrip('.')}."
                 ) from error
         else:
             cores = float(self.chosen.get("cpus", 1)) * (jobs or usable_cores())
