@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import termios
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from bench_process import (
     running,
     wait_for,
 )
+from fault_figures import Figure
 
 from adalora_bench import cli, prepare
 
@@ -53,6 +55,7 @@ class Story(NamedTuple):
     recorded: int  # records after the first stop
     terminated: subprocess.CompletedProcess[str]
     reached: tuple[int, int]  # last logged step at each stop
+    waited: tuple[float, float]  # seconds from each signal to its checkpoint
     finished: subprocess.CompletedProcess[str]
     reference: Path
     screen: str
@@ -66,15 +69,19 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         with running(folder, *COMMAND) as process:
             log = wait_for(lambda: _long_log(folder), process)
             wait_for(lambda: _last_step(log) > STEPS // 20, process)
+            asked = time.time()
             os.killpg(process.pid, signal.SIGINT)
             stopped = finish(process)
+        waited = _newest_checkpoint(log.parent) - asked
         kept = sorted(str(path.relative_to(log.parent)) for path in log.parent.rglob("*") if path.is_file())
         recorded, one = len(records(folder)), _last_step(log)
         _mark_first_row(log)
         with running(folder, *COMMAND) as process:
             wait_for(lambda: _last_step(log) > one + STEPS // 20, process)
+            asked = time.time()
             process.send_signal(signal.SIGTERM)
             terminated = finish(process)
+        again = _newest_checkpoint(log.parent) - asked
         two = _last_step(log)
         finished = bench(folder, *COMMAND)
         assert terminal.wait(PATIENCE) == 0
@@ -83,7 +90,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
             os.killpg(terminal.pid, signal.SIGKILL)
             terminal.wait()
     told = screen.result(PATIENCE)
-    return Story(folder, stopped, kept, recorded, terminated, (one, two), finished, reference, told)
+    return Story(
+        folder, stopped, kept, recorded, terminated, (one, two), (waited, again), finished, reference, told
+    )
 
 
 def test_ctrl_c_ends_with_a_sentence_and_keeps_what_is_finished(story: Story) -> None:
@@ -108,6 +117,13 @@ def test_sigterm_ends_alike_with_143(story: Story) -> None:
     assert "interrupted: 1 unit left" in story.terminated.stdout
     assert "Traceback" not in story.terminated.stdout + story.terminated.stderr
     assert 0 < story.reached[0] < story.reached[1] < STEPS - 1
+
+
+@pytest.mark.fault("R11")
+def test_a_signal_leaves_a_checkpoint_within_two_seconds(story: Story, figure: Figure) -> None:
+    within = [seconds for seconds in story.waited if 0 < seconds < 2]
+    figure(tried=2, survived=len(within), said=f"checkpoint after {max(story.waited):.2f} s at most")
+    assert len(within) == 2, story.waited
 
 
 def test_the_same_command_goes_on_and_gives_the_same_result(story: Story) -> None:
@@ -193,6 +209,10 @@ def _long_log(folder: Path) -> Path | None:
     """steps.jsonl of the long cell: the one that has come further than the short one can."""
     logs = folder.glob("results/runs/toy/tiny_bert/lora/*/seed0/steps.jsonl")
     return next((path for path in logs if _last_step(path) > 8), None)
+
+
+def _newest_checkpoint(unit: Path) -> float:
+    return max(path.stat().st_mtime for path in unit.rglob("COMPLETE"))
 
 
 def _rows(log: Path) -> list[dict[str, Any]]:

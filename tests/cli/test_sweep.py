@@ -69,6 +69,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     return Sweep(folder, data, broken, first, mended, again, state(folder) == before)
 
 
+@pytest.mark.fault("R7")
 def test_a_killed_worker_costs_its_unit_only(sweep: Sweep) -> None:
     assert sweep.broken.returncode == 1, sweep.broken.stderr
     out = sweep.broken.stdout.splitlines()

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 MAY_DIFFER = ("finished", "seconds", "peak_memory_bytes", "environment", "git")
 PROGRAM = """
 import sys
@@ -26,6 +28,7 @@ print(run_unit(Unit(cell, 0), Path(sys.argv[1]), lambda event: None, lambda: Non
 """
 
 
+@pytest.mark.fault("R4")
 def test_the_same_seed_gives_the_same_record(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     for number in (1, 2):

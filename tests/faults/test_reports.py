@@ -54,6 +54,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.fault("R8")
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_record_is_named_and_the_others_count(
     store: RecordStore, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
@@ -82,6 +83,7 @@ def test_a_damaged_record_is_named_and_the_others_count(
     assert store.scan().not_counted(store.root) == [], "the unit ran again"
 
 
+@pytest.mark.fault("R10")
 def test_a_diverged_seed_counts_everywhere(store: RecordStore, tmp_path: Path) -> None:
     store.write(diverged(record("lora", "rte", 4)))
     records = store.scan().records

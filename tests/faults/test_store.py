@@ -93,6 +93,7 @@ def test_an_interrupt_during_the_write_leaves_no_rest(store, monkeypatch):
     assert list(store.folder(NAMES, KEY, 0).iterdir()) == []
 
 
+@pytest.mark.fault("R9")
 def test_a_full_disk(store):
     path = store.write(record())
     append_jsonl(path.parent / "steps.jsonl", {"step": 1})
@@ -128,6 +129,7 @@ def test_a_full_disk(store):
     assert sorted(file.name for file in path.parent.iterdir()) == ["record.json", "steps.jsonl"]
 
 
+@pytest.mark.fault("R9 read")
 def test_a_store_that_cannot_be_written_is_refused_first(store, tmp_path, monkeypatch):
     store.check_writable()
     assert list(store.root.iterdir()) == []
@@ -205,6 +207,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.fault("R8")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_set_aside_and_named(store, caplog, damage):
     content, reason = DAMAGES[damage]
@@ -227,6 +230,7 @@ def test_a_damaged_file_is_set_aside_and_named(store, caplog, damage):
     assert path.with_name("record.json.bad-2").exists()
 
 
+@pytest.mark.fault("R8")
 def test_a_record_in_a_foreign_folder_is_named_and_not_counted(store):
     path = store.write(record())
     copy = path.parent.with_name("seed0_old")
@@ -262,6 +266,7 @@ HOLD = """
 """
 
 
+@pytest.mark.fault("R5")
 def test_one_holder_at_a_time_across_processes(store):
     folder = store.folder(NAMES, KEY, 0)
     child = run(HOLD, store.root, stdin=subprocess.PIPE)
@@ -280,6 +285,7 @@ def test_one_holder_at_a_time_across_processes(store):
     assert [path.name for path in folder.iterdir()] == ["unit.lock"]
 
 
+@pytest.mark.fault("R5 lease")
 def test_the_lease_of_a_dead_holder_is_free_at_once(store):
     folder = store.folder(NAMES, KEY, 0)
     child = run(HOLD, store.root, stdin=subprocess.PIPE)

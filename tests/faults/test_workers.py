@@ -76,6 +76,7 @@ def test_one_worker_keeps_the_order(run: Any) -> None:
     assert [line.split("seed ")[1][0] for line in started] == ["0", "1", "2"]
 
 
+@pytest.mark.fault("R7")
 def test_every_fault_costs_its_own_unit_only(run: Any, fakes: ModuleType, tmp_path: Path) -> None:
     faults = {
         0: "raise",
@@ -118,6 +119,7 @@ def test_every_fault_costs_its_own_unit_only(run: Any, fakes: ModuleType, tmp_pa
     assert log[-1].endswith("[11 of 11]")
 
 
+@pytest.mark.fault("R7")
 @pytest.mark.parametrize(
     ("fault", "cause", "logged"),
     [
@@ -260,6 +262,7 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         one.process.communicate()
 
 
+@pytest.mark.fault("R11")
 @pytest.mark.parametrize(
     ("signum", "whole_group", "code"),
     [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGUSR1, True, 143)],
@@ -292,6 +295,7 @@ def test_a_stopped_command_keeps_what_it_has(
     ]
 
 
+@pytest.mark.fault("R11")
 def test_ctrl_c_while_the_workers_start(command: Any) -> None:
     running = command("slow", 2, 5)
     wait_until(lambda: len(members(running.group)) >= 3, "the first worker is there")
@@ -336,6 +340,7 @@ def test_workers_end_when_their_parent_is_killed(command: Any, tmp_path: Path) -
     assert checkpoints == [str(int(signal.SIGTERM))] * 2
 
 
+@pytest.mark.fault("R7")
 def test_a_worker_killed_from_outside(command: Any, tmp_path: Path) -> None:
     running = command("slow", 2, 3)
     running.wait_for("running.txt", 2)

@@ -247,6 +247,7 @@ def _zero(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
+@pytest.mark.fault("R12")
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "COMPLETE"])
 @pytest.mark.parametrize("damage", [_truncate, _flip, _zero, Path.unlink])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
@@ -266,6 +267,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         assert "step00000002 is damaged" in caplog.text
 
 
+@pytest.mark.fault("R12")
 def test_both_damaged_starts_anew(tmp_path: Path) -> None:
     run = begun()
     for _ in range(2):

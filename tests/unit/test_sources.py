@@ -479,6 +479,7 @@ def test_damaged_wheels_are_refused(tmp_path: Path) -> None:
         wheels.extract(wheel, "pack", tmp_path / "target")
 
 
+@pytest.mark.fault("sha256")
 @pytest.mark.parametrize(
     ("output", "sentence", "calls"),
     [
