@@ -69,14 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _with_own_settings(argv: list[str]) -> list[str]:
     """The arguments without --config-dir FOLDER, which is put where compose.py and the workers look for it.
 
-    Taken off before the others are parsed, because the lists of --help depend on it.
+    Taken off before the others are parsed, because the lists of --help depend on it. -m may stand anywhere: it is put
+    behind the command, since argparse takes no flag between two settings.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config-dir", action="append", default=[])
     own, rest = first.parse_known_args(argv)
     if own.config_dir:
         os.environ[CONF_VARIABLE] = os.pathsep.join(own.config_dir)
-    return rest
+    return [*rest[:1], *sorted(rest[1:], key=lambda text: text not in ("-m", "--multirun"))]
 
 
 def _parser() -> argparse.ArgumentParser:
