@@ -123,6 +123,8 @@ def _scale_axes(axes: Any, data: Lines) -> None:
         (axes.xaxis, data.log_x, [x for line in data.lines for x in line.x]),
         (axes.yaxis, data.log_y, [y for line in data.lines for y in line.high]),
     ):
+        if not log and axis is axes.xaxis:
+            axis.get_major_locator().set_params(integer=True)  # steps, blocks and parameters are whole
         if log:
             axes.set(**{f"{axis.axis_name}scale": "log"})
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))

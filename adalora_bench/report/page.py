@@ -180,24 +180,28 @@ def _scale_table(group: Group, rows: Sequence[CellRow]) -> str:
         for task, metric in columns:
             row = cells.get((label, task))
             summary = None if row is None else row.scores.get(metric)
-            tds.append(_score(summary, metric) if summary else '<td data-value="">-</td>')
+            text = _score(row, summary, metric) if row and summary else '<td data-value="">-</td>'
+            tds.append(text)
         lines.append(f'<tr data-method="{escape(method)}"><th>{escape(label)}</th>{"".join(tds)}</tr>')
     head = ["method", *(f"{task}: {metric}" for task, metric in columns)]
     return (
         f"<h3>{escape(group.backbone)}, scale {escape(group.scale)}, split {escape(group.split)}</h3>"
         f'<div data-columns="{" ".join(task for task, _ in columns)}">{_table(head, lines, sortable=True)}</div>'
-        "<p>Median [min, max] over the seeds, scores x100.</p>"
+        "<p>Median [min, max] over the seeds, scores x100. *: a seed collapsed, one prediction for every row.</p>"
     )
 
 
-def _score(summary: Summary, metric: str) -> str:
+def _score(row: CellRow, summary: Summary, metric: str) -> str:
+    """As in the Markdown: a star for a collapsed seed, and how many failed."""
     texts = [
         f"{printed(metric, value):.2f}" if abs(value) != float("inf") else "diverged"
         for value in (summary.median, summary.low, summary.high)
     ]
     n = str(summary.n) if summary.n == summary.finished else f"{summary.finished}/{summary.n}"
     value = "" if texts[0] == "diverged" else texts[0]
-    return f'<td class="number" data-value="{value}">{texts[0]} [{texts[1]}, {texts[2]}] n={n}</td>'
+    star = "*" if row.statuses.get("collapsed") else ""
+    failed = f", {row.statuses['failed']} failed" if row.statuses.get("failed") else ""
+    return f'<td class="number" data-value="{value}">{texts[0]}{star} [{texts[1]}, {texts[2]}] n={n}{failed}</td>'
 
 
 def _figures(known: dict[str, Figure], found: dict[str, list[Picture]], skipped: Sequence[str]) -> str:
