@@ -75,7 +75,7 @@ def page(table: list[dict[str, Any]], tests: int) -> str:
             *(f"| {line} |" for line in lines[1:]),
             "",
             "*Tried* counts kills, interruptions, meetings or files; where a row is about a rule, each case of its",
-            "table is one. *Survived*: what is recorded can be read and is whole, nothing that was finished runs again,",
+            "table is one. *Survived*: what is recorded can be read and is whole, nothing finished runs again,",
             "the result is that of an undisturbed run, or the command has said in a sentence what is wrong and has",
             "written nothing. `make test` tries the quick ones every time; KILLS= and PAIRS= set how often a unit is",
             "killed and two processes meet.",
