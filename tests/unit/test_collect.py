@@ -4,34 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+from report_records import record
 
 from adalora_bench import cli
 from adalora_bench.collect import collect, difference
 from adalora_bench.errors import UserError
 from adalora_bench.records import RecordStore
 
-NAMES = {"method": "lora", "task": "rte", "backbone": "minilm_l6", "scale": "cpu"}
-KEY = "a" * 64
+FIRST = record("lora", "rte", 0)
+NAMES, KEY = FIRST["names"], FIRST["key"]
 
 
 def write(results: Path, seed: int = 0, score: float = 0.5, **changes: object) -> Path:
-    record = {
-        "schema": 1,
-        "key": KEY,
-        "settings_key": "b" * 64,
-        "names": NAMES,
-        "overrides": [],
-        "config": {"backbone": {}},
-        "seed": seed,
-        "versions": {"engine": 1},
-        "data_fingerprint": "d",
-        "split": "validation",
-        "status": "ok",
-        "main_metric": "acc",
-        "final": {"step": 1, "scores": {"acc": score}},
-        "finished": "2026-01-01T00:00:00+00:00",
-    }
-    path = RecordStore(results / "runs").write({**record, **changes})
+    one = record("lora", "rte", seed) | {"final": {"step": 1, "scores": {"acc": score}}}
+    path = RecordStore(results / "runs").write(one | changes)
     (path.parent / "steps.jsonl").write_text(f"{results.name}\n")
     return path
 
@@ -88,7 +74,7 @@ def test_a_result_takes_the_place_of_a_failure(tmp_path: Path) -> None:
 def test_another_key_with_the_same_first_letters_is_kept_too(tmp_path: Path) -> None:
     one, here = tmp_path / "one", tmp_path / "here"
     mine = write(here)
-    write(one, key="a" * 8 + "c" * 56)
+    write(one, key=KEY[:8] + "c" * 56)
     [(_, words)] = collect([one], here).both
     assert words == "differs in key"
     assert json.loads(mine.read_text())["key"] == KEY
