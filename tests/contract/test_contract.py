@@ -233,7 +233,6 @@ def test_two_runs_of_one_seed_are_identical(method: str, backbone: str, shared: 
     )
 
 
-@pytest.mark.fault("R21")
 def test_four_micro_batches_equal_one(method: str, backbone: str, tmp_path: Path) -> None:
     """In float64, for Adam turns the rounding of a tiny gradient into a step of full length."""
     models = []
