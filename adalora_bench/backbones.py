@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench import four_bit, gguf_weights, weights
+from adalora_bench import four_bit, gguf_weights, gradient_checkpointing, weights
 from adalora_bench.data.sources import Found, Source
 from adalora_bench.errors import UserError, unknown
 
@@ -50,6 +50,8 @@ class Backbone:
         head_dropout: dropout in front of the last linear layer; null keeps the architecture's own.
         dropout: hidden and attention dropout inside the backbone; null keeps the published configuration.
         load_in_4bit: keep the frozen weights of the linear layers in 4 bits (four_bit.py, whose `check` comes first).
+        gradient_checkpointing: run every block again in backward instead of keeping what it made
+            (gradient_checkpointing.py, whose `check` comes first).
         config: for random backbones, the arguments of the transformers configuration.
     """
 
@@ -66,6 +68,7 @@ class Backbone:
     head_dropout: float | None
     dropout: float | None
     load_in_4bit: bool
+    gradient_checkpointing: bool
     config: dict[str, Any] | None
 
     def __post_init__(self) -> None:
@@ -157,6 +160,8 @@ class Backbone:
         if (kind == "text") == (self.form == "encoder"):
             raise ValueError(f"kind {kind} on a backbone of form {self.form}; forms.check_fit comes first")
         body = self._body(found, kind, outputs)
+        if self.gradient_checkpointing:
+            gradient_checkpointing.enable(body)
         stack = f"body.{body.base_model_prefix}."
         newly_made = ["head"]
         if kind == "text":

@@ -317,8 +317,8 @@ def scale_config(cell: Cell) -> ScaleConfig:
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that can change a number: no seeds, paths, steering or prose.
 
-    Prompts and decoding are left out for an encoder, which reads none of them, and 4-bit weights where there are none:
-    so a task can be given a prompt without making a stranger of what an encoder has recorded.
+    Prompts and decoding are left out for an encoder, which reads none of them: so a task can be given a prompt without
+    making a stranger of what an encoder has recorded. 4-bit weights and gradient checkpointing are left out where off.
     """
     from adalora_bench.data.tasks import TEXT_SETTINGS
 
@@ -327,8 +327,9 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         kept[group] = {key: value for key, value in kept[group].items() if key not in names}
     if config["backbone"].get("form", "encoder") == "encoder":
         kept["task"] = {key: value for key, value in kept["task"].items() if key not in TEXT_SETTINGS}
-    if not kept["backbone"].get("load_in_4bit", True):
-        del kept["backbone"]["load_in_4bit"]
+    for name in ("load_in_4bit", "gradient_checkpointing"):
+        if not kept["backbone"].get(name, True):
+            del kept["backbone"][name]
     unused = (("early_stop", None), ("eval_at_start", False))
     kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in unused}
     if kept.get("processes") == 1:

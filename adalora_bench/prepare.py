@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench import forms, four_bit, metrics
+from adalora_bench import forms, four_bit, gradient_checkpointing, metrics
 from adalora_bench.backbones import Backbone
 from adalora_bench.compose import accelerators
 from adalora_bench.config import Cell, build, digest, scale_config, train_config, with_key
@@ -166,6 +166,8 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> Facts | None:
             random_weights=backbone.source.generated,
             gpu=gpu,
         )
+    if backbone.gradient_checkpointing:
+        gradient_checkpointing.check(method.no_gradient_checkpointing)
     metrics.require(task.metrics)
     early_stop = train_config(cell).early_stop
     chosen = early_stop.metric if early_stop else None

@@ -52,6 +52,7 @@ class Method:
     no_four_bit: ClassVar[str] = (
         ""  # why it cannot have a backbone in 4 bits, if it cannot; moves_base says it too
     )
+    no_gradient_checkpointing: ClassVar[str] = ""  # why its blocks cannot be run again in backward, if so
     starts_unchanged: ClassVar[bool] = True  # whether outputs are the backbone's at the start (prompts: not)
 
     def __post_init__(self) -> None:

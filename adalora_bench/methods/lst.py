@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.methods.base import Facts, Method, require_at_least_one, require_positive
@@ -31,6 +31,10 @@ class Lst(Method):
     gate: float
     temperature: float
     replace: bool
+
+    no_gradient_checkpointing: ClassVar[str] = (
+        "its backbone runs without gradients, so nothing of it is kept for backward"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

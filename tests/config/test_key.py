@@ -90,7 +90,7 @@ KEEP = (
 # Of an encoder, which reads no prompt; form follows from the architecture.
 AND_THESE = {
     "task": {"backbone_for", "official_rows"},
-    "backbone": {"form", "load_in_4bit"},
+    "backbone": {"form", "load_in_4bit", "gradient_checkpointing"},
     "train": {"early_stop", "eval_at_start"},  # null and false; test_selection has the other cases
 }
 
@@ -183,11 +183,11 @@ def test_prompts_and_decoding_are_part_of_the_key_of_a_generative_backbone(overr
     assert (keys(base) == keys(other)) is same
 
 
-def test_four_bit_weights_are_part_of_the_key_where_there_are_any(base: Cell) -> None:
-    other = edited(base, ("backbone", "load_in_4bit"), True)
-    assert keys(other)[1] != keys(base)[1]
+@pytest.mark.parametrize("name", ["load_in_4bit", "gradient_checkpointing"])
+def test_a_switch_of_the_backbone_is_part_of_the_key_where_it_is_on(base: Cell, name: str) -> None:
+    assert keys(edited(base, ("backbone", name), True))[1] != keys(base)[1]
     older = copy.deepcopy(base.config)
-    for name in ("form", "load_in_4bit"):
+    for name in ("form", "load_in_4bit", "gradient_checkpointing"):
         del older["backbone"][name]
     assert settings_of(older) == settings_of(base.config)
 

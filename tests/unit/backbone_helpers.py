@@ -21,9 +21,9 @@ from adalora_bench.train.state import OptimizerSettings, Run
 NOWHERE = Found(served_by="generated", folder=None, files={}, detail="")
 
 
-def backbone(name: str) -> Backbone:
+def backbone(name: str, **changes: Any) -> Backbone:
     node = yaml.safe_load((conf_dir() / "backbone" / f"{name}.yaml").read_text(encoding="utf-8"))
-    built: Backbone = build(node, "backbone")
+    built: Backbone = build(node | changes, "backbone")
     return built
 
 
