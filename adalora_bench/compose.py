@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.conf_files import conf_dir, conf_dirs, load_yaml, no_environment, option_file, options
-from adalora_bench.config import GROUPS, STEERING, Cell, Steering, typed
+from adalora_bench.config import GROUPS, Cell, Steering, typed
 from adalora_bench.errors import UserError, unknown
+from adalora_bench.key import STEERING
 from adalora_bench.schema import NAME
 
 

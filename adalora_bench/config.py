@@ -1,14 +1,12 @@
-"""A cell, the types of its settings, and its content key.
+"""A cell and the types of its settings.
 
 YAML holds the values, the dataclasses here and in methods/, data/ and backbones.py hold the types; `build` joins the
-two. compose.py makes cells from what the user typed.
+two. compose.py makes cells from what the user typed, key.py gives them their content key.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -20,36 +18,6 @@ from adalora_bench.train.schedule import Phase, phase_steps
 
 LAUNCHERS = ("local", "ray", "slurm")
 GROUPS = ("method", "task", "backbone", "scale")
-STEERING = (
-    "seeds",
-    "results_dir",
-    "data_dir",
-    "device",
-    "jobs",
-    "launcher",
-    "on_interrupt",
-    "launch",
-    "offline",
-    "force",
-    "checkpoint_minutes",
-    "recipe",
-)
-"""Top-level settings that change no number of a unit."""
-DESCRIPTIVE = {
-    "task": (
-        "source",
-        "description",
-        "backbone_for",
-        "official_rows",
-        "known_subsets",
-    ),  # the rows themselves are fingerprinted
-    # the weights have an identity of their own in the key, and the form follows from the architecture
-    "backbone": ("source", "description", "caveat", "form"),
-    "train": ("log_every",),
-    "method": ("pattern_from",),  # the ranks that it stands for are settings of their own
-    "scale": (),
-}
-"""Settings below a group that change no number of a unit."""
 
 
 @dataclass(kw_only=True)  # not frozen: OmegaConf could not fill in what is null by default
@@ -309,57 +277,3 @@ def scale_config(cell: Cell) -> ScaleConfig:
     """The `scale` group of a cell, typed and checked."""
     config: ScaleConfig = typed(ScaleConfig, cell.config["scale"], "scale")
     return config
-
-
-# -- the key ---------------------------------------------------------------------------------------------------
-
-
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that can change a number: no seeds, paths, steering or prose.
-
-    Prompts and decoding are left out for an encoder, which reads none of them: so a task can be given a prompt without
-    making a stranger of what an encoder has recorded. 4-bit weights and gradient checkpointing are left out where off.
-    """
-    from adalora_bench.data.tasks import TEXT_SETTINGS
-
-    kept = {key: value for key, value in config.items() if key not in STEERING}
-    for group, names in DESCRIPTIVE.items():
-        kept[group] = {key: value for key, value in kept[group].items() if key not in names}
-    if config["backbone"].get("form", "encoder") == "encoder":
-        kept["task"] = {key: value for key, value in kept["task"].items() if key not in TEXT_SETTINGS}
-    for name in ("load_in_4bit", "gradient_checkpointing"):
-        if not kept["backbone"].get(name, True):
-            del kept["backbone"][name]
-    unused = (("early_stop", None), ("eval_at_start", False))
-    kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in unused}
-    if kept.get("processes") == 1:
-        del kept["processes"]
-    return kept
-
-
-def digest(value: Any) -> str:
-    """sha256 of a plain value, as 64 hexadecimal digits; the order of mappings does not matter."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def with_key(cell: Cell, *, data_fingerprint: str, weights: str, engine: int) -> Cell:
-    """The cell with its keys.
-
-    Args:
-        data_fingerprint: of the rows really used.
-        weights: identity of the backbone's weights (hub id and revision, wheel hash, or file hash).
-        engine: version of loop and layer. The versions of method and task stand in their settings.
-    """
-    settings = settings_of(cell.config)
-    versions = {"engine": engine} | {
-        group: settings[group].pop("version") for group in ("method", "task", "backbone")
-    }
-    whole = {"settings": settings, "versions": versions, "data": data_fingerprint, "weights": weights}
-    return Cell(
-        names=cell.names,
-        config=cell.config,
-        overrides=cell.overrides,
-        seeds=cell.seeds,
-        key=digest(whole),
-        settings_key=digest(settings),
-    )

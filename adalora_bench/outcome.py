@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench import pattern, prepare
-from adalora_bench.config import STEERING
+from adalora_bench.key import STEERING
 from adalora_bench.lowrank.budget import stored, trainable
 from adalora_bench.lowrank.ending import cosine, cosines, final_gates
 from adalora_bench.records import FINISHED, SCHEMA, environment, git_state

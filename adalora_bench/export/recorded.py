@@ -10,10 +10,11 @@ from typing import Any
 
 from adalora_bench import prepare
 from adalora_bench.compose import compose_cells
-from adalora_bench.config import GROUPS, Cell, build, with_key
+from adalora_bench.config import GROUPS, Cell, build
 from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError, unknown
+from adalora_bench.key import with_key
 from adalora_bench.records import RECORD
 from adalora_bench.schema import FINISHED, misfit
 

@@ -10,8 +10,9 @@ import pytest
 
 from adalora_bench.backbones import Backbone
 from adalora_bench.compose import compose_cells
-from adalora_bench.config import Cell, build, with_key
+from adalora_bench.config import Cell, build
 from adalora_bench.errors import UserError
+from adalora_bench.key import with_key
 from adalora_bench.methods.svd_pattern import SvdPattern
 from adalora_bench.pattern import public
 

@@ -128,7 +128,7 @@ START = (("plain", ()), ("scored", ("train.eval_at_start=true",)))
 
 
 def test_no_early_stop_is_no_part_of_the_key() -> None:
-    from adalora_bench.config import settings_of
+    from adalora_bench.key import settings_of
 
     assert "early_stop" not in settings_of(keyed().config)["train"]
     assert settings_of(keyed("train.early_stop={patience:3}").config)["train"]["early_stop"]["patience"] == 3
