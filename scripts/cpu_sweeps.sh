@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The benchmark at CPU scale, as sweeps of `bench run -m`: everything in results/runs of minilm_l6 comes from here.
+# The benchmark at CPU scale, as sweeps of `bench run -m` over minilm_l6.
 #
 #   ADALORA_BENCH_DATA=FOLDER scripts/cpu_sweeps.sh [main|rte|ablations|budgets|baselines ...]     (default: all)
 #   BENCH="bench plan" scripts/cpu_sweeps.sh                                                       only says what it would do
 #
 # What is recorded is skipped, an interrupted unit goes on from its checkpoint: call it as often as you like.
-# Settings: conf/pair/minilm_l6 and conf/recipe/minilm_l6, from scripts/search_cpu.py. A failed sweep does not stop the rest.
+# Settings: conf/pair/minilm_l6 and conf/recipe/minilm_l6; scripts/search_cpu.py searches and writes the recipes.
+# A failed sweep does not stop the rest.
 set -u
 BENCH=${BENCH:-bench run}
 STATUS=0
