@@ -88,9 +88,12 @@ class Stopped:
 
     done: subprocess.CompletedProcess[str]
     checkpoint: float  # seconds until the newest checkpoint was whole
-    processor: (
-        float  # seconds of processor time until the end: other work on the machine does not stretch them
-    )
+    processor: float  # seconds of processor time until the end
+
+    @property
+    def in_time(self) -> bool:
+        """Two seconds by the clock, or of processor time: other work on the machine stretches the first."""
+        return min(self.checkpoint, self.processor) < 2
 
 
 def stop(process: subprocess.Popen[str], signum: int, unit: Path, *, group: bool) -> Stopped:
