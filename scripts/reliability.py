@@ -88,7 +88,8 @@ def main() -> int:
     if len(sys.argv) != 3 or not Path(sys.argv[1]).is_file():
         print(__doc__)
         return 2
-    lines = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
+    read = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
+    lines = list({line["test"]: line for line in read}.values())  # a test that was run again counts once
     table = rows(lines)
     Path(sys.argv[2]).write_text(page(table, len(lines)), encoding="utf-8")
     lost = [one for one in table if one["survived"] < one["tried"]]
