@@ -278,6 +278,7 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
         return Summary(skipped=skipped)
     gpus = [] if common["device"] == "cpu" else accelerators()
     options = {"force": common["force"], "gpus": gpus, "on_interrupt": common["on_interrupt"]}
+    options |= {"gpus_each": common["processes"]}
     if common["launcher"] != "local":
         from adalora_bench import plan
 
@@ -286,7 +287,7 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
             "gib": plan.gib_of([unit.cell for unit in todo], light_records(results).records),
         }
     jobs = common["jobs"]
-    if jobs is None and common["processes"] > 1 and common["launcher"] == "local":
+    if jobs is None and common["processes"] > 1 and common["launcher"] == "local" and not gpus:
         jobs = max(1, usable_cores() // common["processes"])
     return launch(
         todo,

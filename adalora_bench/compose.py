@@ -221,8 +221,13 @@ def _steering(config: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
             )
     steering = typed(Steering, {name: config[name] for name in names}, "")
     here = steering.launcher == "local"  # a cluster's nodes have what the command's machine may lack
-    if steering.device == "cuda" and here and not accelerators():
+    gpus = [] if steering.device == "cpu" or not here else accelerators()
+    if steering.device == "cuda" and here and not gpus:
         raise UserError("device=cuda, but no GPU was found; use device=cpu or device=auto.")
+    if gpus and len(gpus) < steering.processes:
+        raise UserError(
+            f"processes={steering.processes} takes a GPU for each, but there are {len(gpus)}; use device=cpu."
+        )
     return asdict(steering)
 
 

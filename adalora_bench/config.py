@@ -161,8 +161,6 @@ class Steering:
             raise UserError(f"device={self.device!r} must be auto, cpu or cuda.")
         if self.processes < 1:
             raise UserError(f"processes={self.processes} must be at least 1.")
-        if self.processes > 1 and self.device != "cpu":
-            raise UserError(f"processes={self.processes} trains on CPUs only as yet; add device=cpu.")
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"jobs={self.jobs} must be at least 1, or null for one per core.")
         for name, valid in (("launcher", LAUNCHERS), ("on_interrupt", ("cancel", "finish"))):

@@ -43,11 +43,15 @@ def usable_cores() -> int:
 
 
 def worker_count(jobs: int | None, units: int, options: Mapping[str, Any]) -> int:
-    """`jobs`, by default one per usable core or GPU, at most one per unit and GPU; UserError below 1."""
+    """`jobs`, by default one per usable core or GPU (or `gpus_each` of them), at most one per unit and GPU.
+
+    Raises:
+        UserError: `jobs` is below 1.
+    """
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs must be at least 1, got {jobs}.")
     gpus = options.get("gpus")
-    most = len(gpus) if gpus else usable_cores()
+    most = len(gpus) // (options.get("gpus_each") or 1) if gpus else usable_cores()
     wanted = most if jobs is None else min(jobs, most) if gpus else jobs
     return max(1, min(wanted, units))
 
@@ -67,7 +71,7 @@ def launch(
 
     `worker` is "module:function", called in the child as `(unit, store_root, notify, stop, options)`, which
     writes the record itself; `store_root` is the results folder. `options` go to it as they are;
-    read here: `threads`, `gpus`, `grace_seconds`, and `show_output=True`, which leaves the workers' stdout
+    read here: `threads`, `gpus`, `gpus_each`, `grace_seconds`, and `show_output=True`, which leaves the workers' stdout
     and stderr alone instead of keeping their end for error.log. `launcher` names what runs the units
     (adalora_bench/engines); `on_interrupt="finish"` lets running units go on to their end after a Ctrl-C.
     """

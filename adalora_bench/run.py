@@ -16,7 +16,7 @@ from adalora_bench import forms, prepare
 from adalora_bench.backbones import Backbone, Loaded
 from adalora_bench.config import build, scale_config, train_config
 from adalora_bench.data.tasks import Task
-from adalora_bench.errors import Diverged, PromiseBroken, UserError
+from adalora_bench.errors import Diverged, PromiseBroken
 from adalora_bench.files import write_tensors
 from adalora_bench.methods.base import Method
 from adalora_bench.outcome import adapter_parameters, describe
@@ -29,6 +29,7 @@ from adalora_bench.records import (
     write_predictions,
 )
 from adalora_bench.train import checkpoint, loop, parts
+from adalora_bench.train.device import check_precision, choose_device
 from adalora_bench.train.evaluate import Scoring, is_collapsed
 from adalora_bench.train.helpers import team_of
 from adalora_bench.train.meter import Meter
@@ -271,27 +272,3 @@ class Training:
         scales = json.dumps({name: layer.scale for name, layer in self.run.adapters.items()})
         if self.run.adapters:  # a fully trained model is as large as its backbone: not kept
             write_tensors(self.folder / "adapter.safetensors", tensors, {"scales": scales})
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """UserError: bf16 on a GPU that calculates without it. fp16 is not offered: DeBERTa's attention overflows in it."""
-    if (
-        precision == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise UserError(
-            f"train.precision=bf16, but {torch.cuda.get_device_name(device)} has no bf16; use train.precision=fp32."
-        )
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes a GPU where torch sees one.
-
-    Raises:
-        UserError: cuda was asked for and this build of torch sees none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no GPU; use device=cpu.")
-    use_gpu = name != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_gpu else "cpu")

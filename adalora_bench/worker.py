@@ -38,14 +38,16 @@ def worker_environment(slot: int, options: Mapping[str, Any]) -> dict[str, str]:
 
     One thread unless `options["threads"]` says otherwise, whatever `jobs` is: a sum split among other threads
     rounds differently, and a result must not depend on how many units ran beside it. With `options["gpus"]`
-    (a list of device numbers or ids) each worker sees one of them; that part was not run on a GPU.
+    (a list of device numbers or ids) each worker sees one of them, or `options["gpus_each"]`; not run on a GPU.
     """
     threads = str(options.get("threads") or 1)
     values = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     values["OMP_WAIT_POLICY"] = "PASSIVE"
     gpus = options.get("gpus")
     if gpus:
-        values["CUDA_VISIBLE_DEVICES"] = str(gpus[slot % len(gpus)])
+        each = options.get("gpus_each") or 1
+        first = slot * each % len(gpus)
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus[first : first + each])
     return values
 
 

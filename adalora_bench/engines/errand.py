@@ -15,7 +15,7 @@ from adalora_bench.worker import Mailbox, in_one_line, run_one, worker_environme
 # Variables of the command that decide what a unit reads; a node has its own of everything else.
 CARRIED = ("ADALORA_BENCH_", "HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN_PATH")
 # Options of the command that mean nothing on a node.
-OF_THE_COMMAND = ("gpus", "gib", "launch", "on_interrupt", "grace_seconds", "show_output")
+OF_THE_COMMAND = ("gpus", "gib", "launch", "on_interrupt", "grace_seconds", "gpus_each", "show_output")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """processes=2: a unit's worker process leads, the others are helpers that train along and write nothing.
 
 The leader holds the lease, evaluates, saves and records, as with one process; a helper builds the same training, joins
-the leader over gloo (train/team.py) and is ended with it. Not run on GPUs: processes=N wants device=cpu.
+the leader (train/team.py) over gloo, or on GPUs over NCCL, and is ended with it.
+
+On GPUs every process has one: of those that the leader sees, the one of its own rank. That was not run on any GPU.
+There a helper's death may be noticed only when the wait of its leader is over.
 """
 
 from __future__ import annotations
@@ -16,17 +19,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
 
 from adalora_bench.config import Cell
 from adalora_bench.files import TEMPORARY
+from adalora_bench.train.device import backend, choose_device, require_devices
 from adalora_bench.train.team import ALONE, Team
 from adalora_bench.units import Unit
 from adalora_bench.worker import STOP_SIGNALS
 
+if TYPE_CHECKING:
+    import torch
+
 READY = "ready\n"
-LONGEST_WAIT = timedelta(
-    hours=12
-)  # of a helper for a leader that evaluates; the death of either is noticed at once
+LONGEST_WAIT = timedelta(hours=12)
+"""Of a helper for a leader that evaluates. Over gloo the death of either is noticed at once."""
 
 
 @contextmanager
@@ -42,6 +50,8 @@ def team_of(unit: Unit, folder: Path) -> Iterator[Team]:
         return
     import torch.distributed as dist
 
+    device = choose_device(unit.cell.config["device"])
+    require_devices(device, size)
     meeting = folder / f"meeting{TEMPORARY}"
     meeting.unlink(missing_ok=True)
     helpers = [_helper(unit, folder, meeting, rank, size) for rank in range(1, size)]
@@ -50,7 +60,7 @@ def team_of(unit: Unit, folder: Path) -> Iterator[Team]:
             assert helper.stdout is not None
             if helper.stdout.readline() != READY:
                 raise RuntimeError(f"a helper process ended with {helper.wait()} before the training began")
-        _join(meeting, 0, size)
+        _join(meeting, 0, size, device)
         yield Team(0, size)
     finally:
         for helper in helpers:
@@ -79,18 +89,24 @@ def _helper(unit: Unit, folder: Path, meeting: Path, rank: int, size: int) -> su
         "meeting": str(meeting),
         "team": [rank, size],
     }
-    process.stdin.write(json.dumps(errand))
-    process.stdin.close()
-    process.stdin = None  # closed; `communicate` would flush it again
+    process.stdin.write(json.dumps(errand) + "\n")
+    process.stdin.flush()  # and left open: it closes when this process ends, however it ends
     return process
 
 
-def _join(meeting: Path, rank: int, size: int) -> None:
+def _join(meeting: Path, rank: int, size: int, device: torch.device) -> None:
     import torch.distributed as dist
 
+    where = f"file://{meeting.resolve()}"
     dist.init_process_group(
-        "gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=size, timeout=LONGEST_WAIT
+        backend(device), init_method=where, rank=rank, world_size=size, timeout=LONGEST_WAIT
     )
+
+
+def _end_with_the_leader() -> None:
+    """Wait until the leader's end of stdin closes, and end this process whatever it is doing."""
+    os.read(sys.stdin.fileno(), 1)  # past Python's buffer, whose lock a thread must not hold at exit
+    os._exit(1)
 
 
 def main() -> None:
@@ -103,15 +119,18 @@ def main() -> None:
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    errand = json.loads(sys.stdin.read())
+    errand = json.loads(sys.stdin.readline())
+    Thread(target=_end_with_the_leader, daemon=True).start()
     values = errand["cell"] | {name: tuple(errand["cell"][name]) for name in ("overrides", "seeds")}
     team = Team(*errand["team"])
+    if choose_device(errand["cell"]["config"]["device"]).type == "cuda":
+        torch.cuda.set_device(team.rank)
     training = Training(
         Unit(Cell(**values), errand["seed"]), Path(errand["folder"]), lambda _: None, lambda: None, team
     )
     sys.stdout.write(READY)
     sys.stdout.flush()
-    _join(Path(errand["meeting"]), team.rank, team.size)
+    _join(Path(errand["meeting"]), team.rank, team.size, training.device)
     silent = loop.Callbacks(
         evaluate=dict,
         log=lambda _: None,

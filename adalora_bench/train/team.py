@@ -4,6 +4,9 @@ Every process holds the whole model and takes its share of the micro-batches of 
 learned is added up once per step, before any hook of the method sees it: loss, gradients and dense gradients of dW.
 From there on all processes hold the same numbers, draw from the same generators, and so score, grow, prune and freeze
 alike; parameters that are born in training are born alike. With one process nothing here does anything.
+
+Sums are made in the precision of the parameters (float32), also where autocast calculates in bf16: gradients of
+parameters have it, and dense gradients are turned into it before they are added.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Team:
         """
         if self.size == 1:
             return float(torch.stack(list(losses)).sum())
-        loss = torch.stack(list(losses)).sum() if losses else torch.zeros(())
+        loss = torch.stack(list(losses)).sum() if losses else torch.zeros(())  # moved beside the norms
         leaves: list[Tensor] = [*run.trainable_parameters()]
         leaves += [
             b.step_gate for b in run.rank_blocks() if b.step_gate is not None and b.step_gate.requires_grad

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from bench_process import bench, records
+
+from adalora_bench import prepare
+from adalora_bench.compose import compose_cells
 
 METHODS = ("increlora",)
 COMMAND = (
@@ -36,3 +43,26 @@ def test_two_processes_train_a_unit_as_one_does(tmp_path: Path) -> None:
         assert together[method]["config"]["processes"] == 2
         [unit] = two.glob(f"results/runs/*/*/{method}/*/seed0")
         assert not [path.name for path in unit.iterdir() if path.suffix in (".tmp", ".lease")]
+
+
+def test_a_helper_ends_with_its_leader_while_it_waits_for_it(tmp_path: Path) -> None:
+    (cell,) = compose_cells([text for text in COMMAND[1:] if not text.startswith("jobs")])
+    (cell,) = prepare.keyed([cell], prepare.assets([cell], prepare.places_of(cell.config)))
+    errand = {"cell": asdict(cell), "seed": 0, "folder": str(tmp_path), "team": [1, 2]}
+    errand["meeting"] = str(tmp_path / "meeting")  # to which nobody else comes
+    helper = subprocess.Popen(
+        [sys.executable, "-m", "adalora_bench.train.helpers"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with helper:
+        assert helper.stdin is not None
+        assert helper.stdout is not None
+        helper.stdin.write(json.dumps(errand) + "\n")
+        helper.stdin.flush()
+        assert helper.stdout.readline() == "ready\n"
+        assert helper.poll() is None
+        helper.stdin.close()
+        assert helper.wait(30) == 1

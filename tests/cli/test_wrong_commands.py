@@ -45,7 +45,6 @@ WRONG: list[tuple[str, list[str]]] = [
     (f"{LORA} jobs=abc", ["jobs", "'abc'"]),
     (f"{LORA} jobs=1.5", ["jobs", "1.5"]),
     (f"{LORA} processes=0", ["processes=0", "at least 1"]),
-    (f"{LORA} processes=2", ["processes=2", "device=cpu"]),
     ("run method=lst task=rte backbone.gradient_checkpointing=true", ["without gradients", "=false"]),
     (f"{LORA} launcher=rai", ["launcher", "'rai'", "did you mean 'ray'", "local, ray, slurm"]),
     (f"{LORA} on_interrupt=stop", ["on_interrupt", "'stop'", "cancel, finish"]),

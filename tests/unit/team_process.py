@@ -1,4 +1,4 @@
-"""One process of a team that trains cells: RANK SIZE FOLDER METHOD... writes FOLDER/<method>-<rank>.json."""
+"""One process of a team that trains cells: RANK SIZE FOLDER METHOD[+SETTING]... writes FOLDER/<method>-<rank>.json."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ METHOD_SETTINGS = {
 
 def train(method: str, team: Team, folder: Path) -> dict[str, Any]:
     """The course of one short training: losses, events, ranks and frozen parameters after every step."""
-    chosen = {text.split("=")[0]: text for text in (*SETTINGS, *METHOD_SETTINGS.get(method, ()))}
-    (cell,) = compose_cells([f"method={method}", *chosen.values()])
+    name, *more = method.split("+")
+    settings = (*SETTINGS, *METHOD_SETTINGS.get(name, ()), *more)
+    chosen = {text.split("=")[0]: text for text in settings}
+    (cell,) = compose_cells([f"method={name}", *chosen.values()])
     (cell,) = prepare.keyed([cell], prepare.assets([cell], prepare.places_of(cell.config)))
     place = folder / f"unit-{method}-{team.rank}"
     training = Training(Unit(cell, 0), place, lambda event: None, lambda: None, team)

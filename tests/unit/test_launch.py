@@ -71,6 +71,7 @@ def test_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(None, 10, {"gpus": ["0", "1"]}) == 2
     assert worker_count(3, 10, {"gpus": [0, 1]}) == 2
     assert worker_count(1, 10, {"gpus": [0, 1]}) == 1
+    assert worker_count(None, 10, {"gpus": [0, 1, 2, 3, 4], "gpus_each": 2}) == 2
     with pytest.raises(UserError, match="jobs must be at least 1, got 0"):
         worker_count(0, 10, {})
 
@@ -86,6 +87,8 @@ def test_threads_do_not_depend_on_the_number_of_workers() -> None:
         "5",
         "4",
     ]
+    pairs = {"gpus": [4, 5, 6, 7], "gpus_each": 2}
+    assert [worker_environment(slot, pairs)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["4,5", "6,7"]
 
 
 def test_exit_codes() -> None:

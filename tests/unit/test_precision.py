@@ -1,4 +1,4 @@
-"""Which precisions a run may have, and where one is refused."""
+"""Which precisions and devices a run may have, and where one is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from adalora_bench import prepare
 from adalora_bench.compose import compose_cells
 from adalora_bench.errors import UserError
-from adalora_bench.run import check_precision
+from adalora_bench.train.device import backend, check_precision, require_devices
 
 
 @pytest.mark.parametrize("backbone", ["deberta_v3_base", "roberta_base", "llama2_7b"])
@@ -30,3 +30,19 @@ def test_bf16_is_refused_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch)
     check_precision("bf16", cpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     check_precision("bf16", gpu)
+
+
+def test_several_processes_on_gpus_want_one_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert (backend(cpu), backend(gpu)) == ("gloo", "cpu:gloo,cuda:nccl")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    require_devices(gpu, 2)
+    require_devices(cpu, 3)
+    with pytest.raises(UserError, match="processes=3 on GPUs takes one for each, and this unit sees 2"):
+        require_devices(gpu, 3)
+    names = ["method=lora", "task=toy", "scale=smoke"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    compose_cells([*names, "processes=2"])
+    compose_cells([*names, "processes=3", "device=cpu"])
+    with pytest.raises(UserError, match="processes=3 takes a GPU for each, but there are 2; use device=cpu"):
+        compose_cells([*names, "processes=3"])

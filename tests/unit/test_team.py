@@ -1,4 +1,8 @@
-"""Two processes against one with the same global batch: the same decisions at every step, losses to 1e-5."""
+"""Two processes against one with the same global batch: the same decisions at every step, losses to 1e-5.
+
+In bf16 losses to 1e-3: a logit between 1/2 and 1 is rounded by up to 2e-3, and other micro-batches round otherwise; the
+mean of 16 items takes that to 5e-4, and both sides have it.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +54,14 @@ def courses(folder: Path, size: int, methods: Sequence[str]) -> list[dict[str, A
     ]
 
 
-def compare(folder: Path, methods: Sequence[str]) -> None:
+def compare(folder: Path, methods: Sequence[str], tolerance: float = 1e-5) -> None:
     (alone,) = courses(folder / "one", 1, methods)
     first, second = courses(folder / "two", 2, methods)
     for method in methods:
         one, two = alone[method], first[method]
         assert two == second[method], f"{method}: the processes differ from each other"
         assert len(one["losses"]) == len(two["losses"]) == 30, method
-        assert two["losses"] == pytest.approx(one["losses"], abs=1e-5), method
+        assert two["losses"] == pytest.approx(one["losses"], abs=tolerance), method
         assert two["events"] == one["events"], method
         assert two["structure"] == one["structure"], method
         assert two["status"] == one["status"], method
@@ -67,6 +71,12 @@ def compare(folder: Path, methods: Sequence[str]) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_alike_in_two_processes(tmp_path: Path, method: str) -> None:
     compare(tmp_path, [method])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "increlora", "adalora", "delta_lora", "sora"])
+def test_in_bf16_too(tmp_path: Path, method: str) -> None:
+    compare(tmp_path, [f"{method}+train.precision=bf16"], 1e-3)
 
 
 def made_up_run(*grads: Tensor | None) -> Any:
