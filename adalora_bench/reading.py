@@ -65,7 +65,7 @@ def light_records(results: Path) -> Scan:
 
 def refresh_tables(results: Path, scan: Scan, cells: list[Cell] | None, out: Console) -> None:
     """Write the tables that these cells touch (None: all)."""
-    from adalora_bench.report.cells import Group
+    from adalora_bench.report.rows import Group
     from adalora_bench.report.tables import refresh, table_name
 
     only = (

@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 
 from adalora_bench.files import write_if_changed
-from adalora_bench.report.cells import Record
 from adalora_bench.report.claim_files import ORDERS, load_claims
 from adalora_bench.report.claims import VERDICTS, Comparison, Judged, judge_all
+from adalora_bench.report.rows import Record
 from adalora_bench.report.statistics import median_coverage
 
 UNITS = {"delta": "", "ratio": "x", "fewer_pct": " %", "eq": ""}

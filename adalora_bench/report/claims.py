@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from itertools import product
 
 from adalora_bench.metrics import higher_is_better
-from adalora_bench.report.cells import DONE, FINISHED, Record, arrange_seeds
+from adalora_bench.report.cells import arrange_seeds
 from adalora_bench.report.claim_files import ORDERS, Claim, PaperClaims
 from adalora_bench.report.comparison import difference_interval
 from adalora_bench.report.measures import is_score, measure
 from adalora_bench.report.paper_files import Row
 from adalora_bench.report.papers import fits
+from adalora_bench.report.rows import Record
 from adalora_bench.report.statistics import median, worst
+from adalora_bench.schema import DONE, FINISHED
 
 VERDICTS = ("holds", "does not hold", "undecided", "not comparable", "not run")
 SEEDS = 5  # fewer paired seeds decide nothing

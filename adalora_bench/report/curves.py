@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from adalora_bench.metrics import higher_is_better, printed
-from adalora_bench.report.cells import Record
 from adalora_bench.report.measures import cosine_by_block
+from adalora_bench.report.rows import Record
 from adalora_bench.report.series import (
     Data,
     Figure,

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adalora_bench.files import write_if_changed
-from adalora_bench.report.cells import Record
 from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.marks import marked_markdown
 from adalora_bench.report.paper_files import load_table, table_names
 from adalora_bench.report.papers import Filled, fill
+from adalora_bench.report.rows import Record
 from adalora_bench.report.wording import NOT_FOUND, against, caption, costs, marks, ours, spent, theirs
 
 WHERE_HEAD = ["table", "scale", "backbone", "row", "method", "task", "column"]

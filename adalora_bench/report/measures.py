@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adalora_bench.report.cells import FINISHED, Record
 from adalora_bench.report.papers import COSTS, seed_value
+from adalora_bench.report.rows import Record
+from adalora_bench.schema import FINISHED
 
 # Name -> (field, part) of a record, as it stands there.
 FACTS: dict[str, tuple[str, str]] = {

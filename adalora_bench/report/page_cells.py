@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from adalora_bench.metrics import printed
-from adalora_bench.report.cells import Record
 from adalora_bench.report.kinds import mean_ranks
+from adalora_bench.report.rows import Record
 from adalora_bench.report.series import Map, Shown
 
 # Cividis at four places; values between are mixed.

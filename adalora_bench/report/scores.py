@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from adalora_bench.metrics import GRADE, NOT_JUDGED, higher_is_better, printed
-from adalora_bench.report.cells import CellRow
 from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.marks import Rank, best_and_second, marked_markdown
+from adalora_bench.report.rows import CellRow
 from adalora_bench.report.statistics import Summary, standard_error
 from adalora_bench.schema import STATUSES
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adalora_bench.metrics import printed
-from adalora_bench.report.cells import FINISHED, CellRow, Record, arrange, arrange_seeds
+from adalora_bench.report.cells import arrange, arrange_seeds
+from adalora_bench.report.rows import CellRow, Record
 from adalora_bench.report.selection import reported
 from adalora_bench.report.statistics import median
+from adalora_bench.schema import FINISHED
 
 Steps = Callable[[Record], list[dict[str, Any]]]  # the rows of a unit's steps.jsonl
 

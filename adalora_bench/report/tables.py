@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from adalora_bench.files import write_if_changed
-from adalora_bench.report.cells import CellRow, Group, Hidden, Record, arrange, cell_summary
+from adalora_bench.report.cells import Hidden, arrange, cell_summary
 from adalora_bench.report.hidden import not_shown
 from adalora_bench.report.markdown import one_line
+from adalora_bench.report.rows import CellRow, Group, Record
 from adalora_bench.report.scores import sections
 from adalora_bench.report.selection import Selection, selection_of
 from adalora_bench.report.statistics import median_coverage

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from adalora_bench.metrics import printed
-from adalora_bench.report.cells import CellRow
+from adalora_bench.report.rows import CellRow
 from adalora_bench.report.statistics import Summary
 
 

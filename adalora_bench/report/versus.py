@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from adalora_bench.metrics import higher_is_better, printed
-from adalora_bench.report.cells import CellRow
 from adalora_bench.report.comparison import (
     Scores,
     difference_interval,
@@ -19,6 +18,7 @@ from adalora_bench.report.comparison import (
     stratified_bootstrap,
 )
 from adalora_bench.report.markdown import one_line, pipe_table
+from adalora_bench.report.rows import CellRow
 
 BASELINE = "lora"
 SEEDS = 5  # fewer decide nothing
