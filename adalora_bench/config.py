@@ -166,6 +166,10 @@ class Steering:
         for name, valid in (("launcher", LAUNCHERS), ("on_interrupt", ("cancel", "finish"))):
             if getattr(self, name) not in valid:
                 raise UserError(unknown(name, getattr(self, name), valid))
+        if self.launcher == "slurm" and not float(self.launch.gpus).is_integer():
+            raise UserError(
+                f"launch.gpus={self.launch.gpus} must be a whole number with launcher=slurm; ray alone shares a GPU."
+            )
         if not self.checkpoint_minutes >= 0:
             raise UserError(f"checkpoint_minutes={self.checkpoint_minutes} must not be negative.")
 

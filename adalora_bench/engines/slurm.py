@@ -171,7 +171,7 @@ def parameters(chosen: Mapping[str, Any], jobs: int | None) -> dict[str, Any]:
         "name": "bench",
         "timeout_min": chosen["minutes"],
         "cpus_per_task": max(1, round(chosen["cpus"])),
-        "gpus_per_node": chosen["gpus"] or None,
+        "gpus_per_node": round(chosen["gpus"]) or None,  # submitit takes no float
         "mem_gb": chosen["memory_gib"],
     }
     found = common | {f"slurm_{name}": value for name, value in slurm.items()}

@@ -97,6 +97,14 @@ def test_what_is_asked_of_slurm() -> None:
     )
     assert (asked["gpus_per_node"], asked["mem_gb"], asked["timeout_min"]) == (1, 7, 5)
     assert asked["slurm_signal_delay_s"] == 30
+    whole = ("cpus_per_task", "gpus_per_node", "timeout_min")  # submitit asserts that they are int
+    assert [type(asked[name]) for name in whole] == [int, int, int]
+
+
+def test_slurm_has_no_part_of_a_gpu() -> None:
+    assert chosen("launch.gpus=0.5", "launcher=ray")["gpus"] == 0.5
+    with pytest.raises(UserError, match=r"launch\.gpus=0\.5 must be a whole number with launcher=slurm"):
+        chosen("launch.gpus=0.5", "launcher=slurm")
 
 
 def test_settings_of_the_launcher_are_no_part_of_a_unit() -> None:
