@@ -72,12 +72,15 @@ class BoardMailbox(Mailbox):
         self.asked_at = time.monotonic()
 
     def stop(self) -> int | None:
-        """The signal that asked to stop; the board is asked once a second."""
+        """The signal that asked to stop, SIGTERM where the board is gone; it is asked once a second."""
         import ray
 
         if self.signum is None and time.monotonic() - self.asked_at >= ASK_SECONDS:
             self.asked_at = time.monotonic()
-            self.signum = ray.get(self.board.asked.remote())
+            try:
+                self.signum = ray.get(self.board.asked.remote())
+            except ray.exceptions.RayActorError:  # the board ends with the command's node
+                self.signum = int(signal.SIGTERM)
         return self.signum
 
     def send(self, message: tuple[Any, ...]) -> bool:
@@ -109,7 +112,10 @@ class RayPool(Books):
         self.chosen = settings(self)
         self._connect(jobs)
         try:
-            self.board = ray.remote(num_cpus=0)(Board).remote()
+            here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )  # elsewhere the board would end with a node that the command can do without
+            self.board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
             self._watch(jobs)
         finally:
             ray.shutdown()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from adalora_bench.books import Books
 from adalora_bench.compose import compose_cells
 from adalora_bench.config import LAUNCHERS
 from adalora_bench.engines import ENGINES, check, engine
-from adalora_bench.engines.ray import Board
+from adalora_bench.engines.ray import ASK_SECONDS, Board, BoardMailbox
 from adalora_bench.engines.slurm import parameters
 from adalora_bench.errors import UserError
 
@@ -126,3 +127,19 @@ def test_the_board_starts_nothing_after_the_end_was_called() -> None:
     assert board.asked() == signal.SIGTERM
     assert board.heard() == [(3, {"phase": "start"}), (3, {"step": 1})]
     assert board.heard() == []
+
+
+def test_a_unit_without_its_board_stops_as_after_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    class RayActorError(Exception):
+        """Stands in for Ray's."""
+
+    def get(_: object) -> None:
+        raise RayActorError
+
+    ray = ModuleType("ray")
+    vars(ray).update(get=get, exceptions=SimpleNamespace(RayActorError=RayActorError))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    mailbox = BoardMailbox(SimpleNamespace(asked=SimpleNamespace(remote=lambda: None)), 0)
+    assert mailbox.stop() is None  # not asked yet
+    mailbox.asked_at -= ASK_SECONDS
+    assert mailbox.stop() == signal.SIGTERM
