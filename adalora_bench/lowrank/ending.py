@@ -34,7 +34,7 @@ def cosines(
     """
     found = {}
     for name, layer in adapters.items():
-        if layer.weight.is_floating_point():
+        if not layer.packed:
             update = total_update(layer)
             trained = layer.weight.double() + layer.delta().double()
             found[name] = cosine(

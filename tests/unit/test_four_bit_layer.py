@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import adalora_bench
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
+from adalora_bench.lowrank.ending import cosines
+from adalora_bench.lowrank.plain import update_of
 
 
 class Packed(nn.Linear):
@@ -156,3 +158,10 @@ def losses(model: nn.Module, modules: dict[str, str], method: str, settings: dic
         found.append(float(loss.detach()))
     run.finalize()
     return found
+
+
+def test_no_cosine_is_recorded_of_packed_weights(layer: LowRankLinear) -> None:
+    dense = LowRankLinear(nn.Linear(6, 4), scale=0.5, role="q")
+    Packed.unpacked = 0
+    assert list(cosines({"packed": layer, "dense": dense}, update_of)) == ["dense"]
+    assert Packed.unpacked == 0
