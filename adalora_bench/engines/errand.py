@@ -12,8 +12,18 @@ from adalora_bench.lease import wait_for_dead
 from adalora_bench.units import Unit, unit_folder
 from adalora_bench.worker import Mailbox, in_one_line, run_one, worker_environment
 
-# Variables of the command that decide what a unit reads; a node has its own of everything else.
-CARRIED = ("ADALORA_BENCH_", "HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN_PATH")
+# Variables of the command that decide what a unit reads (data/hub.py); a node has its own of everything else. Those of
+# the hub by their whole names: HF_TOKEN is a secret, and what travels is written into files (slurm).
+CARRIED = {
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN_PATH",
+    "HUGGINGFACE_HUB_CACHE",
+    "TRANSFORMERS_OFFLINE",
+    "XDG_CACHE_HOME",
+}
+OWN = "ADALORA_BENCH_"
 # Options of the command that mean nothing on a node.
 OF_THE_COMMAND = ("gpus", "gib", "launch", "on_interrupt", "grace_seconds", "gpus_each", "show_output")
 
@@ -48,7 +58,7 @@ class Errand:
 
 def errands(books: Books) -> list[Errand]:
     """All units of a command, ready to be sent. Paths are made absolute: they must mean the same on every node."""
-    carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+    carried = {name: value for name, value in os.environ.items() if name in CARRIED or name.startswith(OWN)}
     kept = {name: value for name, value in books.options.items() if name not in OF_THE_COMMAND}
     environment = carried | worker_environment(0, {"threads": kept.get("threads")})
     root = books.store_root.resolve()

@@ -17,9 +17,12 @@ from adalora_bench.books import Books
 from adalora_bench.compose import compose_cells
 from adalora_bench.config import LAUNCHERS
 from adalora_bench.engines import ENGINES, check, engine
+from adalora_bench.engines.errand import errands
 from adalora_bench.engines.ray import ASK_SECONDS, Board, BoardMailbox
 from adalora_bench.engines.slurm import parameters
 from adalora_bench.errors import UserError
+from adalora_bench.progress import Progress
+from adalora_bench.units import Unit
 
 COMMAND = ("method=lora", "task=toy", "scale=smoke")
 
@@ -143,3 +146,22 @@ def test_a_unit_without_its_board_stops_as_after_sigterm(monkeypatch: pytest.Mon
     assert mailbox.stop() is None  # not asked yet
     mailbox.asked_at -= ASK_SECONDS
     assert mailbox.stop() == signal.SIGTERM
+
+
+def test_a_unit_takes_along_what_decides_where_its_assets_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (cell,) = compose_cells(COMMAND)
+    for name in (
+        "HF_TOKEN",
+        "HF_HUB_CACHE",
+        "XDG_CACHE_HOME",
+        "TRANSFORMERS_OFFLINE",
+        "ADALORA_BENCH_DATA",
+        "OTHER",
+    ):
+        monkeypatch.setenv(name, "/here")
+    books = Books([Unit(cell, 0)], tmp_path, {}, Progress(), "module:function", 0)
+    (errand,) = errands(books)
+    carried = {name for name, value in errand.environment.items() if value == "/here"}
+    assert carried == {"HF_HUB_CACHE", "XDG_CACHE_HOME", "TRANSFORMERS_OFFLINE", "ADALORA_BENCH_DATA"}
