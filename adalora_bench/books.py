@@ -7,12 +7,18 @@ books the reply of each: ("done", outcome), ("failed", cause, traceback | None, 
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adalora_bench.progress import Progress
 from adalora_bench.units import Done, Failure, Summary, Unit, labels, unit_folder, write_error_log
 from adalora_bench.worker import signal_name
+
+GRACE_SECONDS = 30.0  # from the wish to stop until what runs is ended
+SECOND_SIGNAL_SECONDS = 1.0  # signals that come together are one; a later one means more
+Wish = Literal["finish", "checkpoint", "end"]
 
 
 class Books:
@@ -32,7 +38,9 @@ class Books:
         self.labels = labels(units)
         self.ends: dict[int, Done | Failure | None] = {}  # None: held by another process
         self.stopped: dict[int, int] = {}  # units at a checkpoint, and the signal that their worker got
-        self.signum: int | None = None
+        self.signum: int | None = None  # the last stop signal
+        self.asked, self.asked_at = False, 0.0  # for checkpoints; when that signal came
+        self.grace_seconds = float(options.get("grace_seconds", GRACE_SECONDS))
 
     def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
         """Run the units, at most `jobs` at once."""
@@ -74,6 +82,36 @@ class Books:
                 cause += f" (error.log could not be written: {error.strerror})"
         self.ends[job] = Failure(unit, cause, log)
         self.progress.failed(self.labels[job], cause)
+
+    def wish(self, signum: int) -> Wish | None:
+        """What a stop signal asks of running units; None: it is one with the signal before it.
+
+        The first one asks for checkpoints, or after Ctrl-C with `on_interrupt=finish` that they run to their end; from
+        then on each asks for more.
+        """
+        now, first = time.monotonic(), self.signum is None
+        if not first and now - self.asked_at < SECOND_SIGNAL_SECONDS:
+            return None
+        self.signum, self.asked_at = signum, now
+        if self.asked:
+            return "end"
+        if first and signum == signal.SIGINT and self.options.get("on_interrupt") == "finish":
+            return "finish"
+        self.asked = True
+        return "checkpoint"
+
+    def say_wish(self, wish: Wish, running: int) -> None:
+        """Tell the user what becomes of so many running units; an end speaks for itself."""
+        name = signal_name(self.signum or 0)
+        if wish == "finish":
+            self.progress.note(
+                f"{name}: no other unit is started, {running} running go on to their end; once more to stop them"
+            )
+        elif wish == "checkpoint":
+            self.progress.note(
+                f"{name}: {running} running, asked to write a checkpoint and end within {self.grace_seconds:.0f} s; "
+                f"once more to end now"
+            )
 
     def summary(self, skipped: list[Unit]) -> Summary:
         result = Summary(skipped=skipped, interrupted=self.signum)

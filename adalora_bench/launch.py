@@ -31,8 +31,6 @@ from adalora_bench.worker import STOP_SIGNALS, Worker, signal_name
 __all__ = ["Done", "Failure", "Summary", "Unit", "launch", "rerun_command", "unit_folder", "usable_cores"]
 
 DEFAULT_WORKER = "adalora_bench.run:run_unit"
-GRACE_SECONDS = 30.0  # from the wish to stop until a worker is killed
-SECOND_SIGNAL_SECONDS = 1.0  # signals that come together are one; a later one means "now"
 
 
 def usable_cores() -> int:
@@ -94,7 +92,6 @@ class LocalPool(Books):
         super().__init__(*arguments)
         self.waiting = deque(range(len(self.units)))
         self.workers: list[Worker] = []
-        self.asked, self.asked_at = False, 0.0  # for checkpoints; when the last signal came
 
     def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
         """`jobs` workers, by default one per core or GPU."""
@@ -175,34 +172,18 @@ class LocalPool(Books):
         self.employ(slot)
 
     def stop(self, signum: int) -> None:
-        """First signal: ask for checkpoints, or after Ctrl-C start nothing more (`on_interrupt`). Later: ask, kill."""
-        now = time.monotonic()
-        again = self.signum is not None and now - self.asked_at >= SECOND_SIGNAL_SECONDS
-        if self.signum is not None and not again:
-            return
-        name, busy = (
-            signal.Signals(signum).name,
-            [worker for worker in self.workers if worker.job is not None],
-        )
-        finish = signum == signal.SIGINT and self.options.get("on_interrupt") == "finish"
-        if self.asked:
+        """A signal: pass on what it asks of the workers."""
+        wish, now = self.wish(signum), time.monotonic()
+        busy = [worker for worker in self.workers if worker.job is not None]
+        if wish == "end":
             for worker in self.workers:
                 worker.deadline = now
-        elif finish and not again:
-            self.progress.note(
-                f"{name}: no other unit is started, {len(busy)} running go on to their end; once more to stop them"
-            )
-        else:
-            self.asked = True
-            grace = float(self.options.get("grace_seconds", GRACE_SECONDS))
+        elif wish == "checkpoint":
             for worker in busy:
-                worker.deadline = now + grace
+                worker.deadline = now + self.grace_seconds
                 worker.send("stop", signum)
-            self.progress.note(
-                f"{name}: {len(busy)} running, asked to write a checkpoint and end within {grace:.0f} s; "
-                f"once more to end now"
-            )
-        self.signum, self.asked_at = signum, now
+        if wish is not None:
+            self.say_wish(wish, len(busy))
 
 
 def _cause_of_death(code: int) -> str:

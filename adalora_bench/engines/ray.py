@@ -17,7 +17,7 @@ from typing import Any
 from adalora_bench.books import Books
 from adalora_bench.engines.errand import Errand, errands, settings
 from adalora_bench.errors import UserError
-from adalora_bench.launch import GRACE_SECONDS, SECOND_SIGNAL_SECONDS, usable_cores
+from adalora_bench.launch import usable_cores
 from adalora_bench.units import Summary, Unit
 from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
 
@@ -103,7 +103,6 @@ class RayPool(Books):
     deadline: float | None = (
         None  # after a signal: until then the running units have time for their checkpoints
     )
-    asked_at = 0.0  # when the last signal came
 
     def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
         """At most `jobs` units at once: a cluster that is started here gets so many CPUs, one that runs has its own."""
@@ -204,29 +203,15 @@ class RayPool(Books):
             self.book(job, reply)
 
     def _stop(self, signum: int) -> list[int]:
-        """First Ctrl-C: as `on_interrupt` says. Another: checkpoints, then the end. Returns what has started."""
+        """A signal: pass on what it asks of the units. Returns which have started; no other one will."""
         import ray
 
-        now = time.monotonic()
-        name = signal.Signals(signum).name
-        first = self.signum is None
-        draining = self.signum is not None and self.deadline is None
-        finish = first and signum == signal.SIGINT and self.options.get("on_interrupt") == "finish"
-        begun: list[int] = ray.get(self.board.close.remote(None if finish else signum))
-        live = [job for job in begun if job not in self.ends and job not in self.stopped]
-        if first:
-            self.signum, self.asked_at = signum, now
-        if finish:
-            self.progress.note(
-                f"{name}: no other unit is started, {len(live)} running go on to their end; once more to stop them"
-            )
-        elif first or draining:
-            grace = float(self.options.get("grace_seconds", GRACE_SECONDS))
-            self.deadline = now + grace
-            self.progress.note(
-                f"{name}: {len(live)} running, asked to write a checkpoint and end within {grace:.0f} s; "
-                f"once more to end now"
-            )
-        elif now - self.asked_at >= SECOND_SIGNAL_SECONDS:
-            self.deadline = now
+        wish = self.wish(signum)
+        begun: list[int] = ray.get(self.board.close.remote(signum if self.asked else None))
+        if wish == "end":
+            self.deadline = time.monotonic()
+        elif wish == "checkpoint":
+            self.deadline = time.monotonic() + self.grace_seconds
+        if wish is not None:
+            self.say_wish(wish, sum(job not in self.ends and job not in self.stopped for job in begun))
         return begun

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from adalora_bench import cli
-from adalora_bench.books import Books
+from adalora_bench.books import SECOND_SIGNAL_SECONDS, Books
 from adalora_bench.compose import compose_cells
 from adalora_bench.config import LAUNCHERS
 from adalora_bench.engines import ENGINES, check, engine
@@ -165,3 +165,18 @@ def test_a_unit_takes_along_what_decides_where_its_assets_are(
     (errand,) = errands(books)
     carried = {name for name, value in errand.environment.items() if value == "/here"}
     assert carried == {"HF_HUB_CACHE", "XDG_CACHE_HOME", "TRANSFORMERS_OFFLINE", "ADALORA_BENCH_DATA"}
+
+
+@pytest.mark.parametrize(
+    ("how", "wishes"),
+    [("finish", ["finish", "checkpoint", "end"]), ("cancel", ["checkpoint", "end", "end"])],
+)
+def test_signals_that_come_together_are_one(how: str, wishes: list[str], tmp_path: Path) -> None:
+    books = Books([], tmp_path, {"on_interrupt": how}, Progress(), "module:function", 0)
+    found = []
+    for _ in range(3):
+        found.append(books.wish(signal.SIGINT))
+        assert books.wish(signal.SIGTERM) is None
+        books.asked_at -= SECOND_SIGNAL_SECONDS
+    assert found == wishes
+    assert books.signum == signal.SIGINT
