@@ -277,18 +277,19 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
     if not todo:
         return Summary(skipped=skipped)
     gpus = [] if common["device"] == "cpu" else accelerators()
+    processes = max(unit.cell.config["processes"] for unit in todo)  # of one unit, each with one thread
     options = {"force": common["force"], "gpus": gpus, "on_interrupt": common["on_interrupt"]}
-    options |= {"gpus_each": common["processes"]}
+    options |= {"gpus_each": processes}
     if common["launcher"] != "local":
         from adalora_bench import plan
 
         options |= {
-            "launch": common["launch"],
+            "launch": common["launch"] | {"cpus": max(common["launch"]["cpus"], processes)},
             "gib": plan.gib_of([unit.cell for unit in todo], light_records(results).records),
         }
     jobs = common["jobs"]
-    if jobs is None and common["processes"] > 1 and common["launcher"] == "local" and not gpus:
-        jobs = max(1, usable_cores() // common["processes"])
+    if jobs is None and processes > 1 and common["launcher"] == "local" and not gpus:
+        jobs = max(1, usable_cores() // processes)
     return launch(
         todo,
         store_root=results,

@@ -140,7 +140,10 @@ class LaunchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Steering:
-    """The top-level settings of conf/run.yaml that steer a command and change no number."""
+    """The top-level settings of conf/run.yaml that steer a command.
+
+    None changes a number but `processes`, which above 1 is part of the key.
+    """
 
     results_dir: str
     data_dir: str | None
