@@ -281,12 +281,11 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
     options = {"force": common["force"], "gpus": gpus, "on_interrupt": common["on_interrupt"]}
     options |= {"gpus_each": processes}
     if common["launcher"] != "local":
+        options["launch"] = common["launch"] | {"cpus": max(common["launch"]["cpus"], processes)}
+    if common["launcher"] == "ray":
         from adalora_bench import plan
 
-        options |= {
-            "launch": common["launch"] | {"cpus": max(common["launch"]["cpus"], processes)},
-            "gib": plan.gib_of([unit.cell for unit in todo], light_records(results).records),
-        }
+        options["gib"] = plan.gib_of([unit.cell for unit in todo], light_records(results).records)
     jobs = common["jobs"]
     if jobs is None and processes > 1 and common["launcher"] == "local" and not gpus:
         jobs = max(1, usable_cores() // processes)

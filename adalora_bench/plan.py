@@ -25,16 +25,28 @@ Record = Mapping[str, Any]
 
 STATES = ("done", "missing", "stale", "failed")
 # How near a past record is to a cell: the first level that has records is taken.
-LEVELS = (("task", "backbone", "method"), ("task", "backbone"), ("backbone", "method"), ("backbone",))
+LEVELS = (
+    ("task", "backbone", "method", "scale"),
+    ("task", "backbone", "method"),
+    ("task", "backbone"),
+    ("backbone", "method"),
+    ("backbone",),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Seconds of one unit, GiB of its process, and which past records say so."""
+    """Seconds of one unit, GiB of its process, and which past records say so: how many, alike in what."""
 
     seconds: float
     gib: float | None
-    basis: str
+    records: int
+    level: tuple[str, ...]
+
+    @property
+    def basis(self) -> str:
+        """For people."""
+        return f"{self.records} records of the same {', '.join(self.level)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,21 +235,18 @@ def expect(cell: Cell, steps: int, records: Iterable[Record]) -> Expected | None
             return Expected(
                 seconds=per_step * steps,
                 gib=median(memory) / 2**30 if memory else None,
-                basis=f"{len(near)} records of the same {', '.join(level)}",
+                records=len(near),
+                level=level,
             )
     return None
 
 
 def gib_of(cells: Iterable[Cell], records: Sequence[Record]) -> dict[str, float]:
-    """Key of a cell -> GiB of its process by past records of its task, backbone and method; others are left out."""
+    """Key of a cell -> GiB of its process by past records that are alike in all of LEVELS[0]; others are left out."""
     found = {}
     for cell in cells:
         expected = None if cell.key in found else expect(cell, 1, records)
-        if (
-            expected is not None
-            and expected.gib is not None
-            and expected.basis.endswith(", ".join(LEVELS[0]))
-        ):
+        if expected is not None and expected.gib is not None and expected.level == LEVELS[0]:
             found[cell.key] = expected.gib
     return found
 

@@ -75,7 +75,7 @@ def test_expected_time_is_taken_from_the_nearest_records() -> None:
     assert (found.seconds, found.gib, found.basis) == (
         400.0,
         1.0,
-        "3 records of the same task, backbone, method",
+        "3 records of the same task, backbone, method, scale",
     )
     less = expect(cell(), 100, [record(0, names=other), record(0, names=far, seconds={"total": 9.0})])
     assert less is not None
@@ -156,3 +156,6 @@ def test_memory_is_taken_from_records_of_the_same_cell_alone() -> None:
     names = {"task": "toy", "backbone": "tiny_bert", "method": "lora", "scale": "smoke"}
     assert gib_of([cell(), cell()], [record(0), record(1)]) == {"a" * 64: 1.0}
     assert gib_of([cell()], [record(0, names=names)]) == {}
+    paper = record(0, names=names | {"method": "increlora", "scale": "paper"}, peak_memory_bytes=2**40)
+    assert gib_of([cell()], [paper]) == {}
+    assert gib_of([cell()], [paper, record(0)]) == {"a" * 64: 1.0}
