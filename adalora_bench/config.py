@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from adalora_bench.engines import LAUNCHERS
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.train.schedule import Phase, phase_steps
 
-LAUNCHERS = ("local", "ray", "slurm")
 GROUPS = ("method", "task", "backbone", "scale")
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adalora_bench.books import Books
 
 # launcher -> (module, class, the package that pip brings as an extra of the same name)
-ENGINES = {
+LAUNCHERS = {
     "local": ("adalora_bench.launch", "LocalPool", None),
     "ray": ("adalora_bench.engines.ray", "RayPool", "ray"),
     "slurm": ("adalora_bench.engines.slurm", "SlurmPool", "submitit"),
@@ -20,9 +20,9 @@ ENGINES = {
 
 def check(name: str) -> None:
     """UserError: no such launcher, or its package is not installed."""
-    if name not in ENGINES:
-        raise UserError(unknown("launcher", name, ENGINES))
-    package = ENGINES[name][2]
+    if name not in LAUNCHERS:
+        raise UserError(unknown("launcher", name, LAUNCHERS))
+    package = LAUNCHERS[name][2]
     if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(f"launcher={name} needs {package}; pip install 'adalora_bench[{name}]' brings it.")
 
@@ -30,6 +30,6 @@ def check(name: str) -> None:
 def engine(name: str) -> type[Books]:
     """The class of a launcher. UserError: as `check`."""
     check(name)
-    module, cls, _ = ENGINES[name]
+    module, cls, _ = LAUNCHERS[name]
     found: type[Books] = getattr(importlib.import_module(module), cls)
     return found

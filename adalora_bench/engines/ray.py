@@ -125,7 +125,7 @@ class RayPool(Books):
 
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by default
         handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-        address = self.chosen.get("address")
+        address = self.chosen["address"]
         if address:
             try:
                 host, _, port = address.rpartition(":")
@@ -139,7 +139,7 @@ class RayPool(Books):
                     f"no Ray cluster answers at launch.address={address!r}: {in_one_line(error).rstrip('.')}."
                 ) from error
         else:
-            cores = float(self.chosen.get("cpus", 1)) * (jobs or usable_cores())
+            cores = float(self.chosen["cpus"]) * (jobs or usable_cores())
             ray.init(
                 address="local",
                 num_cpus=max(1, round(cores)),
@@ -157,13 +157,13 @@ class RayPool(Books):
     def _submit(self, job: int, errand: Errand) -> Any:
         import ray
 
-        gib = self.chosen.get("memory_gib") or self.options.get("gib", {}).get(errand.unit.cell.key)
+        gib = self.chosen["memory_gib"] or self.options.get("gib", {}).get(errand.unit.cell.key)
         task = ray.remote(run_task).options(
             name=self.labels[job],
-            num_cpus=self.chosen.get("cpus", 1),
-            num_gpus=self.chosen.get("gpus", 0),
+            num_cpus=self.chosen["cpus"],
+            num_gpus=self.chosen["gpus"],
             memory=int(gib * 2**30) if gib else None,
-            max_retries=self.chosen.get("retries", 3),
+            max_retries=self.chosen["retries"],
         )
         return task.remote(self.board, job, errand)
 

@@ -161,9 +161,9 @@ class SlurmPool(Books):
 def parameters(chosen: Mapping[str, Any], jobs: int | None) -> dict[str, Any]:
     """The settings below `launch` in submitit's words; what is null is left to the cluster."""
     slurm = {
-        "partition": chosen.get("partition"),
-        "account": chosen.get("account"),
-        "qos": chosen.get("qos"),
+        "partition": chosen["partition"],
+        "account": chosen["account"],
+        "qos": chosen["qos"],
         "array_parallelism": jobs,
         "signal_delay_s": 90 if chosen["minutes"] > 5 else 30,
     }
