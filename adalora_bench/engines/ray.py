@@ -139,7 +139,8 @@ class RayPool(Books):
                     f"no Ray cluster answers at launch.address={address!r}: {in_one_line(error).rstrip('.')}."
                 ) from error
         else:
-            cores = float(self.chosen["cpus"]) * (jobs or usable_cores())
+            cpus = self.chosen["cpus"]
+            cores = cpus * jobs if jobs else max(cpus, usable_cores())
             ray.init(
                 address="local",
                 num_cpus=max(1, round(cores)),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adalora_bench import cli
+from adalora_bench import cli, launch
 from adalora_bench.books import SECOND_SIGNAL_SECONDS, Books
 from adalora_bench.compose import compose_cells
 from adalora_bench.engines import check, engine
@@ -107,6 +107,15 @@ def test_slurm_has_no_part_of_a_gpu() -> None:
     assert chosen("launch.gpus=0.5", "launcher=ray")["gpus"] == 0.5
     with pytest.raises(UserError, match=r"launch\.gpus=0\.5 must be a whole number with launcher=slurm"):
         chosen("launch.gpus=0.5", "launcher=slurm")
+
+
+def test_a_unit_of_two_processes_asks_for_two_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(launch, "launch", lambda _, **more: asked.update(more["options"]))
+    (cell,) = compose_cells([*COMMAND, "launcher=slurm", "device=cpu", "processes=2"])
+    cli._train([Unit(cell, 0)], [], cell.config, tmp_path)
+    assert parameters(asked["launch"], None)["cpus_per_task"] == 2
+    assert "gib" not in asked  # of ray alone
 
 
 def test_settings_of_the_launcher_are_no_part_of_a_unit() -> None:
