@@ -211,6 +211,7 @@ class Training:
         status, reason = "ok", None
         try:
             loop.train(self.method, self.run, self.data, self.unit.seed, self.loop_settings, self.meter, call)
+            self.run.team = ALONE  # the others hold the same numbers and have done their part
             loop.finish(self.method, self.run, call)
             if is_collapsed(self.scoring.predicted, self.scoring.labels):
                 status, reason = "collapsed", "one and the same answer to every report row"

@@ -15,9 +15,9 @@ from bench_process import bench, records
 from adalora_bench import prepare
 from adalora_bench.compose import compose_cells
 
-METHODS = ("increlora",)
+METHODS = ("increlora", "salora")  # salora reduces scores once more at the end
 COMMAND = (
-    "run", "method=increlora", "task=toy", "scale=smoke", "train.log_every=1", "seeds=0", "device=cpu",
+    "run", "-m", f"method={','.join(METHODS)}", "task=toy", "scale=smoke", "train.log_every=1", "seeds=0", "device=cpu",
     "jobs=1",
 )  # fmt: skip
 
@@ -46,7 +46,7 @@ def test_two_processes_train_a_unit_as_one_does(tmp_path: Path) -> None:
 
 
 def test_a_helper_ends_with_its_leader_while_it_waits_for_it(tmp_path: Path) -> None:
-    (cell,) = compose_cells([text for text in COMMAND[1:] if not text.startswith("jobs")])
+    (cell,) = compose_cells(["method=increlora", "task=toy", "scale=smoke", "seeds=0", "device=cpu"])
     (cell,) = prepare.keyed([cell], prepare.assets([cell], prepare.places_of(cell.config)))
     errand = {"cell": asdict(cell), "seed": 0, "folder": str(tmp_path), "team": [1, 2]}
     errand["meeting"] = str(tmp_path / "meeting")  # to which nobody else comes
