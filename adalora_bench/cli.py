@@ -181,14 +181,14 @@ def _groups() -> str:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
-    from adalora_bench import engines, plan, prepare
+    from adalora_bench import launchers, plan, prepare
     from adalora_bench.records import RecordStore
     from adalora_bench.units import Unit, count, summary_lines
 
     out = console()
     cells = _cells(arguments, out)
     common = cells[0].config
-    engines.check(common["launcher"])
+    launchers.check(common["launcher"])
     places = prepare.places_of(common)
     table = _is_table(arguments)
     present = prepare.look(cells, places)

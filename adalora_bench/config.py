@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from adalora_bench.engines import LAUNCHERS
 from adalora_bench.errors import UserError, unknown
+from adalora_bench.launchers import LAUNCHERS
 from adalora_bench.train.schedule import Phase, phase_steps
 
 GROUPS = ("method", "task", "backbone", "scale")

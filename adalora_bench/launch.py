@@ -1,4 +1,4 @@
-"""`launch`, the seam of all engines, and the local one: hand out, listen, replace the dead, stop in good order.
+"""`launch`, the seam of all launchers, and the local one: hand out, listen, replace the dead, stop in good order.
 
 A unit is one (cell, seed). launcher=local starts `jobs` workers (spawned, so that each imports torch for itself
 with its own environment, and keeps it between units) and hands each the next free unit of the whole command.
@@ -22,8 +22,8 @@ from multiprocessing import connection as mp_connection
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.books import Books
 from adalora_bench.errors import UserError
+from adalora_bench.launchers.base import Launcher
 from adalora_bench.progress import Progress
 from adalora_bench.units import Done, Failure, Summary, Unit, rerun_command, unit_folder
 from adalora_bench.worker import STOP_SIGNALS, Worker, signal_name
@@ -71,21 +71,21 @@ def launch(
     writes the record itself; `store_root` is the results folder. `options` go to it as they are;
     read here: `threads`, `gpus`, `gpus_each`, `grace_seconds`, and `show_output=True`, which leaves the workers' stdout
     and stderr alone instead of keeping their end for error.log. `launcher` names what runs the units
-    (adalora_bench/engines); `on_interrupt="finish"` lets running units go on to their end after a Ctrl-C.
+    (adalora_bench/launchers); `on_interrupt="finish"` lets running units go on to their end after a Ctrl-C.
     """
-    from adalora_bench.engines import engine
+    from adalora_bench.launchers import launcher_class
 
     options = dict(options or {})
     progress.start(len(units), len(skipped))
     try:
         with _stop_signals() as inbox:
-            pool = engine(launcher)(list(units), store_root, options, progress, worker, inbox)
+            pool = launcher_class(launcher)(list(units), store_root, options, progress, worker, inbox)
             return pool.run(jobs, list(skipped))
     finally:
         progress.stop()
 
 
-class LocalPool(Books):
+class LocalPool(Launcher):
     """One call of `launch` on local workers."""
 
     def __init__(self, *arguments: Any) -> None:

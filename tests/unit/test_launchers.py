@@ -1,4 +1,4 @@
-"""What the engines' classes are found by, ask for and refuse, without a cluster."""
+"""What the launchers' classes are found by, ask for and refuse, without a cluster."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from adalora_bench import cli, launch
-from adalora_bench.books import SECOND_SIGNAL_SECONDS, Books
 from adalora_bench.compose import compose_cells
-from adalora_bench.engines import check, engine
-from adalora_bench.engines.errand import errands
-from adalora_bench.engines.ray import ASK_SECONDS, Board, BoardMailbox
-from adalora_bench.engines.slurm import parameters
 from adalora_bench.errors import UserError
+from adalora_bench.launchers import check, launcher_class
+from adalora_bench.launchers.base import SECOND_SIGNAL_SECONDS, Launcher
+from adalora_bench.launchers.ray import ASK_SECONDS, Board, BoardMailbox
+from adalora_bench.launchers.slurm import parameters
+from adalora_bench.launchers.unit_task import unit_tasks
 from adalora_bench.progress import Progress
 from adalora_bench.units import Unit
 
@@ -32,7 +32,7 @@ def chosen(*more: str) -> dict[str, Any]:
 
 
 def test_every_launcher_has_its_class() -> None:
-    assert issubclass(engine("local"), Books)
+    assert issubclass(launcher_class("local"), Launcher)
     with pytest.raises(UserError, match="unknown launcher 'slrum'; did you mean 'slurm'"):
         check("slrum")
 
@@ -69,9 +69,9 @@ def test_a_machine_without_slurm_is_a_sentence(
     assert "srun" in said
 
 
-def test_engines_import_neither_torch_nor_their_package() -> None:
+def test_launchers_import_neither_torch_nor_their_package() -> None:
     code = (
-        "import sys, adalora_bench.engines.ray, adalora_bench.engines.slurm; "
+        "import sys, adalora_bench.launchers.ray, adalora_bench.launchers.slurm; "
         "sys.exit(bool({'torch', 'ray', 'submitit', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -168,9 +168,9 @@ def test_a_unit_takes_along_what_decides_where_its_assets_are(
         "OTHER",
     ):
         monkeypatch.setenv(name, "/here")
-    books = Books([Unit(cell, 0)], tmp_path, {}, Progress(), "module:function", 0)
-    (errand,) = errands(books)
-    carried = {name for name, value in errand.environment.items() if value == "/here"}
+    launcher = Launcher([Unit(cell, 0)], tmp_path, {}, Progress(), "module:function", 0)
+    (unit_task,) = unit_tasks(launcher)
+    carried = {name for name, value in unit_task.environment.items() if value == "/here"}
     assert carried == {"HF_HUB_CACHE", "XDG_CACHE_HOME", "TRANSFORMERS_OFFLINE", "ADALORA_BENCH_DATA"}
 
 
@@ -179,11 +179,11 @@ def test_a_unit_takes_along_what_decides_where_its_assets_are(
     [("finish", ["finish", "checkpoint", "end"]), ("cancel", ["checkpoint", "end", "end"])],
 )
 def test_signals_that_come_together_are_one(how: str, wishes: list[str], tmp_path: Path) -> None:
-    books = Books([], tmp_path, {"on_interrupt": how}, Progress(), "module:function", 0)
+    launcher = Launcher([], tmp_path, {"on_interrupt": how}, Progress(), "module:function", 0)
     found = []
     for _ in range(3):
-        found.append(books.wish(signal.SIGINT))
-        assert books.wish(signal.SIGTERM) is None
-        books.asked_at -= SECOND_SIGNAL_SECONDS
+        found.append(launcher.wish(signal.SIGINT))
+        assert launcher.wish(signal.SIGTERM) is None
+        launcher.asked_at -= SECOND_SIGNAL_SECONDS
     assert found == wishes
-    assert books.signum == signal.SIGINT
+    assert launcher.signum == signal.SIGINT

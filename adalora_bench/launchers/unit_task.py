@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.books import Books
+from adalora_bench.launchers.base import Launcher
 from adalora_bench.lease import wait_for_dead
 from adalora_bench.units import Unit, unit_folder
 from adalora_bench.worker import Mailbox, in_one_line, run_one, worker_environment
@@ -29,7 +29,7 @@ OF_THE_COMMAND = ("gpus", "gib", "launch", "on_interrupt", "grace_seconds", "gpu
 
 
 @dataclass(frozen=True)
-class Errand:
+class UnitTask:
     """A unit on its way: `folder` is where the command was started, `target` is "module:function"."""
 
     unit: Unit
@@ -56,15 +56,15 @@ class Errand:
         return reply
 
 
-def errands(books: Books) -> list[Errand]:
+def unit_tasks(launcher: Launcher) -> list[UnitTask]:
     """All units of a command, ready to be sent. Paths are made absolute: they must mean the same on every node."""
     carried = {name: value for name, value in os.environ.items() if name in CARRIED or name.startswith(OWN)}
-    kept = {name: value for name, value in books.options.items() if name not in OF_THE_COMMAND}
+    kept = {name: value for name, value in launcher.options.items() if name not in OF_THE_COMMAND}
     environment = carried | worker_environment(0, {"threads": kept.get("threads")})
-    root = books.store_root.resolve()
-    return [Errand(unit, books.target, root, kept, Path.cwd(), environment) for unit in books.units]
+    root = launcher.store_root.resolve()
+    return [UnitTask(unit, launcher.target, root, kept, Path.cwd(), environment) for unit in launcher.units]
 
 
-def settings(books: Books) -> dict[str, Any]:
+def settings(launcher: Launcher) -> dict[str, Any]:
     """The settings below `launch` (config.LaunchOptions)."""
-    return dict(books.options["launch"])
+    return dict(launcher.options["launch"])

@@ -1,6 +1,6 @@
 """One sweep of 12 units on local workers, on a real Ray and on a real SLURM: the same results, whatever is killed.
 
-pytest -m engines tests/cli/test_real_engines.py; takes some minutes. A Ray of two workers is started here; a SLURM
+pytest -m launchers tests/cli/test_real_launchers.py; takes some minutes. A Ray of two workers is started here; a SLURM
 must run (scripts/local_slurm.sh start FOLDER, and SLURM_CONF as it says).
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from bench_process import facts, records, running, wait_for
 
-pytestmark = [pytest.mark.engines, pytest.mark.xdist_group("engines")]
+pytestmark = [pytest.mark.launchers, pytest.mark.xdist_group("launchers")]
 # fmt: off
 SWEEP = (
     "run", "-m", "method=lora,increlora,sora", "task=toy", "scale=smoke", "scale.max_steps=null", "train.epochs=15",
@@ -29,7 +29,7 @@ SWEEP = (
 UNITS = 12
 OPEN = {
     "ADALORA_BENCH_TEST_SOCKET_LOG": None
-}  # the engines' own processes talk through sockets of this machine
+}  # the launchers' own processes talk through sockets of this machine
 
 
 def sweep(folder: Path, *more: str, meanwhile: Any = None, code: int = 0, seeds: str = "[0,1,2,3]") -> str:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from select import select
 from typing import Any
 
-from adalora_bench.books import Books
-from adalora_bench.engines.errand import Errand, errands, settings
 from adalora_bench.errors import UserError
+from adalora_bench.launchers.base import Launcher
+from adalora_bench.launchers.unit_task import UnitTask, settings, unit_tasks
 from adalora_bench.units import Summary, Unit, count
 from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
 
@@ -43,8 +43,8 @@ class SignalMailbox(Mailbox):
 class Task:
     """What submitit runs on a node; a class, so that it can be submitted again from its checkpoint."""
 
-    def __init__(self, errand: Errand) -> None:
-        self.errand = errand
+    def __init__(self, unit_task: UnitTask) -> None:
+        self.unit_task = unit_task
 
     def __call__(self) -> tuple[Any, ...]:
         requeue = signal.getsignal(
@@ -53,7 +53,7 @@ class Task:
         mailbox = SignalMailbox()
         for signum in STOP_SIGNALS:
             signal.signal(signum, mailbox.asked)
-        reply = self.errand.run(mailbox)
+        reply = self.unit_task.run(mailbox)
         if reply[0] == "interrupted" and "SLURM_JOB_ID" in os.environ:
             _wait(
                 lambda: mailbox.signum == REQUEUE
@@ -66,11 +66,11 @@ class Task:
         """For submitit: the same unit, which goes on from its checkpoint and not from the start."""
         from submitit.helpers import DelayedSubmission
 
-        options = {name: value for name, value in self.errand.options.items() if name != "force"}
-        return DelayedSubmission(Task(dataclasses.replace(self.errand, options=options)))
+        options = {name: value for name, value in self.unit_task.options.items() if name != "force"}
+        return DelayedSubmission(Task(dataclasses.replace(self.unit_task, options=options)))
 
 
-class SlurmPool(Books):
+class SlurmPool(Launcher):
     """One call of `launch` on SLURM."""
 
     def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
@@ -100,7 +100,7 @@ class SlurmPool(Books):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         folder = self.store_root.resolve() / "slurm"
-        tasks = [Task(errand) for errand in errands(self)]
+        tasks = [Task(unit_task) for unit_task in unit_tasks(self)]
         handles: list[Any] = []
         try:
             executor = submitit.AutoExecutor(

@@ -1,7 +1,7 @@
-"""The books of one command over many units: how each ended, whatever runs them. Imports no torch.
+"""What every launcher knows of a command: how each unit ended, and what a stop signal asks for. Imports no torch.
 
-An engine (adalora_bench/engines, and the local workers of launch.py) derives from `Books`, runs the units as it can and
-books the reply of each: ("done", outcome), ("failed", cause, traceback | None, ...), ("held", holder) or
+ray.py and slurm.py beside this file and the local workers of launch.py derive from `Launcher`, run the units as they
+can and book the reply of each: ("done", outcome), ("failed", cause, traceback | None, ...), ("held", holder) or
 ("interrupted", signum).
 """
 
@@ -21,7 +21,7 @@ SECOND_SIGNAL_SECONDS = 1.0  # signals that come together are one; a later one m
 Wish = Literal["finish", "checkpoint", "end"]
 
 
-class Books:
+class Launcher:
     """What is known of the units of one command; derived classes add `run`."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What runs units: launcher=local, ray or slurm. Each is one class over `Books`, found here by its name."""
+"""What runs units: launcher=local, ray or slurm. Each is one class over `Launcher`, found here by its name."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from adalora_bench.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from adalora_bench.books import Books
+    from adalora_bench.launchers.base import Launcher
 
 # launcher -> (module, class, the package that pip brings as an extra of the same name)
 LAUNCHERS = {
     "local": ("adalora_bench.launch", "LocalPool", None),
-    "ray": ("adalora_bench.engines.ray", "RayPool", "ray"),
-    "slurm": ("adalora_bench.engines.slurm", "SlurmPool", "submitit"),
+    "ray": ("adalora_bench.launchers.ray", "RayPool", "ray"),
+    "slurm": ("adalora_bench.launchers.slurm", "SlurmPool", "submitit"),
 }
 
 
@@ -27,9 +27,9 @@ def check(name: str) -> None:
         raise UserError(f"launcher={name} needs {package}; pip install 'adalora_bench[{name}]' brings it.")
 
 
-def engine(name: str) -> type[Books]:
+def launcher_class(name: str) -> type[Launcher]:
     """The class of a launcher. UserError: as `check`."""
     check(name)
     module, cls, _ = LAUNCHERS[name]
-    found: type[Books] = getattr(importlib.import_module(module), cls)
+    found: type[Launcher] = getattr(importlib.import_module(module), cls)
     return found

@@ -14,10 +14,10 @@ import time
 from select import select
 from typing import Any
 
-from adalora_bench.books import Books
-from adalora_bench.engines.errand import Errand, errands, settings
 from adalora_bench.errors import UserError
 from adalora_bench.launch import usable_cores
+from adalora_bench.launchers.base import Launcher
+from adalora_bench.launchers.unit_task import UnitTask, settings, unit_tasks
 from adalora_bench.units import Summary, Unit
 from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
 
@@ -88,16 +88,16 @@ class BoardMailbox(Mailbox):
         return True
 
 
-def run_task(board: Any, job: int, errand: Errand) -> tuple[Any, ...] | None:
+def run_task(board: Any, job: int, unit_task: UnitTask) -> tuple[Any, ...] | None:
     """What runs on the cluster; None where the command was stopped before this unit began."""
     import ray
 
     if not ray.get(board.begin.remote(job)):
         return None
-    return errand.run(BoardMailbox(board, job))
+    return unit_task.run(BoardMailbox(board, job))
 
 
-class RayPool(Books):
+class RayPool(Launcher):
     """One call of `launch` on a Ray cluster."""
 
     deadline: float | None = (
@@ -155,10 +155,10 @@ class RayPool(Books):
             if handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signum, handler)
 
-    def _submit(self, job: int, errand: Errand) -> Any:
+    def _submit(self, job: int, unit_task: UnitTask) -> Any:
         import ray
 
-        gib = self.chosen["memory_gib"] or self.options.get("gib", {}).get(errand.unit.cell.key)
+        gib = self.chosen["memory_gib"] or self.options.get("gib", {}).get(unit_task.unit.cell.key)
         task = ray.remote(run_task).options(
             name=self.labels[job],
             num_cpus=self.chosen["cpus"],
@@ -166,18 +166,18 @@ class RayPool(Books):
             memory=int(gib * 2**30) if gib else None,
             max_retries=self.chosen["retries"],
         )
-        return task.remote(self.board, job, errand)
+        return task.remote(self.board, job, unit_task)
 
     def _watch(self, jobs: int | None) -> None:
         """Until every unit has ended, or those that run when a signal comes."""
         import ray
 
-        waiting = list(enumerate(errands(self)))[::-1]
+        waiting = list(enumerate(unit_tasks(self)))[::-1]
         running: dict[Any, int] = {}
         while running or (waiting and self.signum is None):
             while waiting and self.signum is None and len(running) < (jobs or len(self.units)):
-                job, errand = waiting.pop()
-                running[self._submit(job, errand)] = job
+                job, unit_task = waiting.pop()
+                running[self._submit(job, unit_task)] = job
             ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0.5, fetch_local=True)
             for job, event in ray.get(self.board.heard.remote()):
                 if job not in self.ends:
