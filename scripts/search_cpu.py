@@ -44,6 +44,7 @@ TASKS = ("stsb", "mrpc", "film_reviews")
 BY_HAND = {"film_reviews": ("lora", "increlora")}
 # Lines of a recipe beside the learning rate; they hold in the search too.
 FIXED: dict[str, dict[str, Any]] = {"alora": {"rounds": 4, "scorer": "screened"}}
+TAKE_OVER = {"alora": ("alora_dnas", "alora_sensi")}  # variants run with what their method won
 WHY = {"alora": "fewer rounds than the paper's 8 and the screened scorer keep a unit within minutes"}
 
 
@@ -99,18 +100,21 @@ def best(records: dict[float, dict[str, Any]]) -> float:
     return max(sorted(records), key=lambda rate: score(records[rate]))
 
 
-def write_recipe(method: str, task: str, rate: float) -> None:
+def write_recipe(method: str, task: str, rate: float, *, variant: str | None = None) -> None:
+    source = "the best of three learning rates on rows held out from training (docs/search.md)"
+    if variant:
+        source = f"that of {method}, {source}"
     lines = [
         "# @package _global_",
         "# Written by scripts/search_cpu.py --choose; the trials stand in docs/search.md.",
         "recipe:",
-        '  source: "ours: the best of three learning rates on rows held out from training (docs/search.md)"',
+        f'  source: "ours: {source}"',
     ]
     if method in WHY:
         lines += ["  values:", *(f'    method.{key}: "ours: {WHY[method]}"' for key in FIXED[method])]
     lines += ["method:", f"  lr: {rate:g}"]
     lines += [f"  {name}: {value}" for name, value in FIXED.get(method, {}).items()]
-    recipe_file(method, task).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe_file(variant or method, task).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def section(task: str, found: dict[str, dict[float, dict[str, Any]]]) -> str:
@@ -145,8 +149,12 @@ def choose() -> int:
             print(f"{task}: not yet searched: {', '.join(missing)}")
         for method, records in found.items():
             write_recipe(method, task, best(records))
+            for variant in TAKE_OVER.get(method, ()):
+                write_recipe(method, task, best(records), variant=variant)
         if found:
             parts.append(section(task, found))
+    if not parts:
+        return 1
     head = (__doc__ or "").strip().splitlines()[0]
     PAGE.write_text("\n".join([f"# {head}", "", EXPLAINED, "", *parts]), encoding="utf-8")
     return 0
