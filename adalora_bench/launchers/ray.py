@@ -116,6 +116,11 @@ class RayPool(Launcher):
             )  # elsewhere the board would end with a node that the command can do without
             self.board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
             self._watch(jobs)
+        except ray.exceptions.RayActorError as error:  # of the board alone: `_end` takes those of units
+            raise UserError(
+                f"the actor on this machine that Ray's units report to has ended ({in_one_line(error).rstrip('.')}); "
+                "the same command goes on from what is recorded."
+            ) from error
         finally:
             ray.shutdown()
         return self.summary(skipped)
