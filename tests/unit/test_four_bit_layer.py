@@ -85,6 +85,12 @@ def test_merging_makes_a_dense_layer(layer: LowRankLinear) -> None:
     assert not merged.weight.requires_grad
 
 
+def test_a_record_compares_no_packed_weight_with_the_pretrained_one(layer: LowRankLinear) -> None:
+    assert cosines(
+        {"packed": layer, "dense": LowRankLinear(nn.Linear(2, 2), scale=1.0, role="q")}, update_of
+    ) == {"dense": 1.0}
+
+
 def test_without_ranks_it_is_the_layer(layer: LowRankLinear) -> None:
     x = torch.randn(3, 6)
     layer.remove(next(layer.rank_blocks()))
