@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench import pattern, prepare
+from adalora_bench.errors import UserError
 from adalora_bench.key import STEERING
 from adalora_bench.lowrank.budget import stored, trainable
 from adalora_bench.lowrank.ending import cosine, cosines, final_gates
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from adalora_bench.run import Training
     from adalora_bench.train.state import Run
 
+log = logging.getLogger(__name__)
+
+LOADED_AGAIN = 10**9  # numbers of the largest backbone that is loaded once more: 4 GB in float32
+
 
 def describe(training: Training, status: str, reason: str | None) -> dict[str, Any]:
     """The record of a unit that ended: `ok`, `collapsed`, `diverged`, or `failed` for a broken promise."""
@@ -26,6 +32,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
     head = trainable(run.head)
     seconds = {k: round(v, 3) for k, v in training.meter.seconds.items()}
     peak_memory_bytes = training.meter.peak_memory_bytes()  # before anything is looked at that took no part
+    turned, not_compared = _compared(training) if whole else ({}, [])
     return {
         "schema": SCHEMA,
         "key": cell.key,
@@ -55,7 +62,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "baseline": training.form.majority(training.rows.report),
         "rows": training.rows.counts | _kept(training),
         "subset": training.rows.subset,
-        "notes": _notes(training) if whole else [],
+        "notes": _notes(training) + not_compared if whole else [],
         "params": {
             "total": sum(p.numel() for p in run.model.parameters()) - sum(p.numel() for p in run.added()),
             "head": head,
@@ -72,7 +79,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
             "trace": run.budget.trace,
             **({"nonzero": run.budget.nonzero} if run.budget.nonzero else {}),
         },
-        "cosine": _cosines(training) if whole else {},
+        "cosine": turned,
         "gates": final_gates(run.adapters) if whole else {},
         "events": [event.as_dict() for event in run.events],
         "seconds": seconds | {"total": round(sum(seconds.values()), 3)},
@@ -97,15 +104,32 @@ def adapter_parameters(run: Run) -> int:
     return trainable(run.trainable_parameters()) - trainable(run.head)
 
 
-def _cosines(training: Training) -> dict[str, float]:
+def _compared(training: Training) -> tuple[dict[str, float], list[str]]:
+    """Module -> cosine, and a note on those that are left out: for want of memory or of a file no training is lost.
+
+    The note has no path of this machine; the log has the whole error.
+    """
+    run = training.run
+    moved = [name for name in run.modules if name not in run.adapters and _trains(run, name)]
+    numbers = sum(p.numel() for p in run.model.parameters())
+    if moved and numbers > LOADED_AGAIN:
+        note = f"no cosine to the pretrained weights: {numbers:,} numbers are not loaded a second time"
+        return _cosines(training, []), [note]
+    try:
+        return _cosines(training, moved), []
+    except (MemoryError, OSError, RuntimeError, UserError) as error:  # RuntimeError: torch without memory
+        log.warning("no cosine to the pretrained weights: %s", error, exc_info=True)
+        return {}, [f"no cosine to the pretrained weights: {type(error).__name__} when they were looked at"]
+
+
+def _cosines(training: Training, moved: list[str]) -> dict[str, float]:
     """Module -> cosine of its trained to its pretrained weight: Delta-LoRA, Figure 3, which takes means over a block.
 
-    Of adapted matrices, and of those that a method without adapters trains; these are compared with the backbone
-    loaded once more. Layers that peft wraps are left out.
+    Of adapted matrices, and of those that a method without adapters trains (`moved`); these are compared with the
+    backbone loaded once more. Layers that peft wraps are left out.
     """
     run = training.run
     found = cosines(run.adapters, training.method.total_update)
-    moved = [name for name in run.modules if name not in run.adapters and _trains(run, name)]
     if moved:
         assert run.optimizer is not None
         run.optimizer.zero_grad(set_to_none=True)  # room for the second model
