@@ -15,6 +15,8 @@ from adalora_bench.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+TOO_COARSE = "4 bits are too coarse to hold small moves"  # why no weight that changes can be packed
+
 
 def check(
     *, moves_base: bool, refusal: str, architecture: str, form: str, random_weights: bool, gpu: bool
@@ -33,7 +35,7 @@ def check(
     """
     wish = "backbone.load_in_4bit=true"
     if moves_base:
-        refusal = "it moves weights of the backbone, and 4 bits are too coarse to hold small moves"
+        refusal = f"it moves weights of the backbone, and {TOO_COARSE}"
     if refusal:
         raise UserError(f"{wish} is not for this method: {refusal}; use load_in_4bit=false.")
     if form == "encoder":

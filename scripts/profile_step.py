@@ -200,7 +200,13 @@ class Bench:
 
 def settings(batch: int) -> loop.LoopSettings:
     return loop.LoopSettings(
-        batch_size=batch, micro_batches=1, max_grad_norm=1.0, eval_every=0, log_every=1, precision="fp32"
+        batch_size=batch,
+        micro_batches=1,
+        max_grad_norm=1.0,
+        eval_every=0,
+        eval_at_start=False,
+        log_every=1,
+        precision="fp32",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from adalora_bench.four_bit import TOO_COARSE
 from adalora_bench.methods.base import Method
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ class Full(Method):
 
     embeddings: bool
 
-    no_four_bit: ClassVar[str] = (
-        "it trains weights of the backbone, and 4 bits are too coarse to hold small moves"
-    )
+    no_four_bit: ClassVar[str] = f"it trains weights of the backbone, and {TOO_COARSE}"
 
     def attach(self, run: Run) -> None:
         from torch import nn

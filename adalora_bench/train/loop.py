@@ -43,7 +43,7 @@ class LoopSettings:
     micro_batches: int
     max_grad_norm: float
     eval_every: int  # steps; 0 evaluates at the end only
-    eval_at_start: bool = False  # also before the first step
+    eval_at_start: bool  # also before the first step
     patience: int = 0  # evaluations without a new best after which the training ends; 0 never ends it early
     log_every: int
     precision: str

@@ -90,7 +90,7 @@ def make(total: int = 6, **more: Any) -> tuple[Spy, Run, loop.Data, loop.LoopSet
     examples = [toy_forms.example(n) for n in LENGTHS]
     data = loop.Data(train=examples, form=toy_forms.regression(), device=torch.device("cpu"))
     settings: dict[str, Any] = {"batch_size": 3, "micro_batches": 2, "max_grad_norm": 1.0, "eval_every": 0}
-    settings |= {"log_every": 100, "precision": "fp32"} | more
+    settings |= {"eval_at_start": False, "log_every": 100, "precision": "fp32"} | more
     loop.begin(spy, run)
     return spy, run, data, loop.LoopSettings(**settings)
 

@@ -70,7 +70,13 @@ def make(lengths: list[int]) -> tuple[Run, loop.Data]:
 
 def settings(pieces: int) -> loop.LoopSettings:
     return loop.LoopSettings(
-        batch_size=4, micro_batches=pieces, max_grad_norm=0.0, eval_every=0, log_every=1, precision="fp32"
+        batch_size=4,
+        micro_batches=pieces,
+        max_grad_norm=0.0,
+        eval_every=0,
+        eval_at_start=False,
+        log_every=1,
+        precision="fp32",
     )
 
 
