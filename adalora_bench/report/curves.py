@@ -71,7 +71,7 @@ def _traced(cells: Sequence[Shown], field: str, place: int) -> list[Line | None]
     return found
 
 
-def turned(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
+def cosine(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
     """1 - cosine of trained to pretrained weights, mean over the matrices of a block (Delta-LoRA, Figure 3)."""
     found = []
     for cell in cells:

@@ -196,7 +196,7 @@ KINDS: dict[str, Callable[[Figure, Sequence[Shown], Steps], Data | None]] = {
     "learning": curves.learning,
     "rank_trace": curves.rank_trace,
     "parameter_trace": curves.parameter_trace,
-    "turned": curves.turned,
+    "cosine": curves.cosine,
     "training_matrices": curves.training_matrices,
     "penalty": curves.penalty,
     "sparsity": curves.sparsity,
