@@ -14,6 +14,7 @@ from adalora_bench.metrics import higher_is_better
 from adalora_bench.report import curves
 from adalora_bench.report.comparison import paired_differences
 from adalora_bench.report.measures import freezing, ranks_by_place
+from adalora_bench.report.rows import median_of
 from adalora_bench.report.series import (
     Bars,
     Data,
@@ -28,7 +29,6 @@ from adalora_bench.report.series import (
     scores,
     setting,
 )
-from adalora_bench.report.statistics import median
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")  # order of the columns of a map
 
@@ -135,7 +135,7 @@ def costs(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
     bars: dict[str, list[float | None]] = {label: [] for label in by_label}
     for field_name, part in names.values():
         raw = {
-            label: [_middle(found[task], field_name, part) for task in tasks]
+            label: [median_of(found[task].finished, field_name, part) for task in tasks]
             for label, found in by_label.items()
         }
         means = {
@@ -146,12 +146,6 @@ def costs(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
         for label, value in means.items():
             bars[label].append(value / largest if value is not None and largest else None)
     return Bars(y=f"share of the largest ({', '.join(tasks)})", categories=list(names), bars=bars)
-
-
-def _middle(cell: Shown, field_name: str, part: str) -> float | None:
-    found = [(record.get(field_name) or {}).get(part) for record in cell.finished]
-    known = [float(value) for value in found if value is not None]
-    return median(known) if known else None
 
 
 def by_setting(figure: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from adalora_bench import metrics
-from adalora_bench.report.selection import SELECTIONS, Selection, selection_of
+from adalora_bench.report.selection import Selection, reported
 from adalora_bench.report.statistics import Summary, median, standard_error, summarise
 from adalora_bench.schema import DONE, FINISHED, STATUSES, finished_at
 
@@ -90,7 +90,6 @@ class CellRow:
 def row_of(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selection | None) -> CellRow:
     """The row that a table calls after these overrides; without a selection that of the split."""
     newest = max(seeds, key=age)
-    chosen = selection or selection_of(newest["split"])
     finished = [record for record in seeds if record["status"] in FINISHED]
     statuses = Counter(record["status"] for record in seeds)
     return CellRow(
@@ -100,15 +99,15 @@ def row_of(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selec
         task=newest["names"]["task"],
         key=newest["key"],
         main_metric=newest["main_metric"],
-        scores=_scores(seeds, newest["main_metric"], SELECTIONS[chosen]),
-        seeds=_main_scores(seeds, newest["main_metric"], SELECTIONS[chosen]),
+        scores=_scores(seeds, newest["main_metric"], selection),
+        seeds=_main_scores(seeds, newest["main_metric"], selection),
         baseline=dict((finished[0] if finished else newest).get("baseline") or {}),
         params_initial=_mean(finished or seeds, "params", "adapter_initial"),
         params_final=_mean(finished, "params", "adapter_final"),
         rank_initial=_mean(finished or seeds, "ranks", "initial_total"),
         rank_final=_mean(finished, "ranks", "final_total"),
-        seconds=_median(finished, "seconds", "train"),
-        peak_memory=median(memory) if (memory := _memory(finished)) else None,
+        seconds=median_of(finished, "seconds", "train"),
+        peak_memory=peak_memory_of(finished),
         rows_train=_mean(finished or seeds, "rows", "train"),
         rows_report=_mean(finished or seeds, "rows", "report"),
         statuses={status: statuses[status] for status in STATUSES if statuses[status]},
@@ -123,15 +122,16 @@ def row_of(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selec
     )
 
 
-def _scores(seeds: Sequence[Record], main: str, point: str) -> dict[str, Summary]:
+def _scores(seeds: Sequence[Record], main: str, selection: Selection | None) -> dict[str, Summary]:
     """Metric -> its seeds taken together: a diverged seed counts in each of them, a failed one in none."""
     values: dict[str, list[float | None]] = {main: []}
     diverged = sum(record["status"] == "diverged" for record in seeds)
     for record in seeds:
-        if record["status"] not in FINISHED or not record.get(point):
+        point = reported(record, selection) if record["status"] in FINISHED else None
+        if not point:
             continue
         known = record.get("metrics")
-        for metric, value in sorted(record[point]["scores"].items()):
+        for metric, value in sorted(point["scores"].items()):
             if value is not None and (not known or metric == main or _declared(metric, known)):
                 values.setdefault(metric, []).append(value)
     ordered = [main, *sorted(set(values) - {main})]
@@ -139,14 +139,13 @@ def _scores(seeds: Sequence[Record], main: str, point: str) -> dict[str, Summary
     return {metric: summarise(of, metrics.higher_is_better(metric)) for metric, of in full.items() if of}
 
 
-def _main_scores(seeds: Sequence[Record], main: str, point: str) -> dict[int, float | None]:
-    return {
-        record["seed"]: (record.get(point) or record["final"])["scores"].get(main)
-        if record["status"] in FINISHED
-        else None
-        for record in seeds
-        if record["status"] in DONE
-    }
+def _main_scores(seeds: Sequence[Record], main: str, selection: Selection | None) -> dict[int, float | None]:
+    found: dict[int, float | None] = {}
+    for record in seeds:
+        if record["status"] in DONE:
+            point = reported(record, selection) if record["status"] in FINISHED else None
+            found[record["seed"]] = point["scores"].get(main) if point else None
+    return found
 
 
 def _declared(score: str, known: Mapping[str, str]) -> bool:
@@ -177,8 +176,10 @@ def _values(seeds: Sequence[Record], field: str, part: str) -> list[float]:
     return [float(value) for value in found if value is not None]
 
 
-def _memory(seeds: Sequence[Record]) -> list[float]:
-    return [float(record["peak_memory_bytes"]) for record in seeds if record.get("peak_memory_bytes")]
+def peak_memory_of(seeds: Sequence[Record]) -> float | None:
+    """Bytes of peak memory, median over the seeds that know it."""
+    known = [float(record["peak_memory_bytes"]) for record in seeds if record.get("peak_memory_bytes")]
+    return median(known) if known else None
 
 
 def _mean(seeds: Sequence[Record], field: str, part: str) -> float | None:
@@ -186,6 +187,7 @@ def _mean(seeds: Sequence[Record], field: str, part: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _median(seeds: Sequence[Record], field: str, part: str) -> float | None:
+def median_of(seeds: Sequence[Record], field: str, part: str) -> float | None:
+    """Median of `record[field][part]` over the seeds that have it."""
     values = _values(seeds, field, part)
     return median(values) if values else None

@@ -15,7 +15,11 @@ def selection_of(split: str) -> Selection:
     return "best" if split == CHOSEN_ON_DEV else "last"
 
 
-def reported(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The evaluation of a record that tables, claims and figures show."""
-    point: Mapping[str, Any] | None = record.get(SELECTIONS[selection_of(record["split"])])
+def reported(record: Mapping[str, Any], selection: Selection | None = None) -> Mapping[str, Any] | None:
+    """The evaluation of a record that tables, claims and figures show; None where it has none at all.
+
+    Without a `selection` its split has its own. A record without a best evaluation stands with its last.
+    """
+    chosen = SELECTIONS[selection or selection_of(record["split"])]
+    point: Mapping[str, Any] | None = record.get(chosen) or record.get("final")
     return point

@@ -10,7 +10,6 @@ from typing import Any
 from adalora_bench.metrics import printed
 from adalora_bench.report.cells import arrange, arrange_seeds
 from adalora_bench.report.rows import CellRow, Record
-from adalora_bench.report.selection import reported
 from adalora_bench.report.statistics import median
 from adalora_bench.schema import FINISHED
 
@@ -169,14 +168,8 @@ def front(of: Mapping[str, tuple[float, float]]) -> list[str]:
 
 def scores(cell: Shown) -> dict[int, float | None]:
     """Seed -> main score as printed; None for a diverged seed."""
-    metric = cell.row.main_metric
-    found: dict[int, float | None] = {}
-    for record in cell.seeds:
-        if record["status"] in FINISHED:
-            found[record["seed"]] = printed(metric, (reported(record) or record["final"])["scores"][metric])
-        elif record["status"] == "diverged":
-            found[record["seed"]] = None
-    return found
+    metric, seeds = cell.row.main_metric, cell.row.seeds.items()
+    return {seed: None if value is None else printed(metric, value) for seed, value in seeds}
 
 
 def setting(record: Record, dotted: str) -> Any:

@@ -11,9 +11,9 @@ from adalora_bench.report.hidden import not_shown
 from adalora_bench.report.marks import Rank, best_and_second
 from adalora_bench.report.paper_files import Column
 from adalora_bench.report.papers import COSTS, VERDICTS, Cell, Filled
-from adalora_bench.report.rows import Record, caveat_of
+from adalora_bench.report.rows import Record, caveat_of, median_of, peak_memory_of
 from adalora_bench.report.selection import selection_of
-from adalora_bench.report.statistics import median, median_coverage
+from adalora_bench.report.statistics import median_coverage
 from adalora_bench.schema import STATUSES
 
 NOT_FOUND = "not found"
@@ -129,12 +129,5 @@ def costs(filled: Filled) -> list[list[str]]:
 
 def spent(seeds: Sequence[Record]) -> tuple[float | None, float | None, float | None, float | None]:
     """Parameters at the start and at the end, seconds of training, bytes of peak memory: medians over the seeds."""
-    initial, final = (_middle(seeds, "params", part) for part in ("adapter_initial", "adapter_final"))
-    memory = [float(record["peak_memory_bytes"]) for record in seeds if record.get("peak_memory_bytes")]
-    return initial, final, _middle(seeds, "seconds", "train"), median(memory) if memory else None
-
-
-def _middle(seeds: Sequence[Record], field: str, part: str) -> float | None:
-    found = [(record.get(field) or {}).get(part) for record in seeds]
-    known = [float(value) for value in found if value is not None]
-    return median(known) if known else None
+    initial, final = (median_of(seeds, "params", part) for part in ("adapter_initial", "adapter_final"))
+    return initial, final, median_of(seeds, "seconds", "train"), peak_memory_of(seeds)

@@ -10,6 +10,7 @@ import pytest
 
 from adalora_bench.compose import conf_dir
 from adalora_bench.errors import UserError
+from adalora_bench.report.cells import cell_summary
 from adalora_bench.report.formats import file_stem, render
 from adalora_bench.report.paper_files import Column, PaperTable, Row, load_table, table_names
 from adalora_bench.report.papers import Filled, fill, fits
@@ -314,6 +315,10 @@ def test_the_split_with_dev_rows_shows_what_was_best_on_them() -> None:
     filled = at_paper([one | best for one in FIVE], split="dev_test")
     assert filled.cells["LoRA r=8"]["RTE"].value == 91.0
     assert caption(filled)[1].endswith("selection: the evaluation that was best on the dev rows.")
+    without = {"best": None, "split": "dev_test"}  # the last evaluation stands, in every table alike
+    assert at_paper([one | without for one in FIVE], split="dev_test").cells["LoRA r=8"]["RTE"].value == 85.0
+    (row,) = cell_summary([one | without for one in FIVE])
+    assert row.scores["acc"].median == row.seeds[1] == 0.85
     assert (
         at_paper([one | best | {"split": "validation"} for one in FIVE]).cells["LoRA r=8"]["RTE"].value
         == 85.0
