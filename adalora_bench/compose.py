@@ -217,7 +217,8 @@ def _steering(config: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
     for name in names:
         if name not in given and config[name] != usual[name]:
             raise UserError(
-                f"{name}={config[name]!r} comes from a file of settings; it steers a command and is given there."
+                f"{name}={config[name]!r} stands in a file of settings, but may only be given on the command line: "
+                f"bench run ... {name}=VALUE."
             )
     steering = typed(Steering, {name: config[name] for name in names}, "")
     here = steering.launcher == "local"  # a cluster's nodes have what the command's machine may lack

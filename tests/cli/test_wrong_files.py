@@ -124,7 +124,7 @@ CONFIGS: dict[str, tuple[dict[str, str], str, list[str]]] = {
     "recipe that steers": (
         {"recipe/tiny_bert/toy/lora": "# @package _global_\nresults_dir: ../elsewhere\n"},
         "method=lora task=toy scale=smoke",
-        ["results_dir='../elsewhere'", "file of settings"],
+        ["results_dir='../elsewhere'", "file of settings", "bench run ... results_dir=VALUE"],
     ),
     "recipe that forces": (
         {"recipe/tiny_bert/toy/lora": "# @package _global_\nforce: true\n"},
