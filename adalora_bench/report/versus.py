@@ -90,16 +90,18 @@ def _across(rows: Sequence[CellRow | None], base: Sequence[CellRow]) -> list[str
 
 def _array(rows: Sequence[CellRow | None]) -> Scores | None:
     """(seeds x tasks) of printed scores, higher is better; None unless every task has the same seeds, all finished."""
-    columns = []
+    columns: list[list[float | None]] = []
+    seeds: set[frozenset[int]] = set()
     for row in rows:
         if row is None or len(row.seeds) < SEEDS:
             return None
+        seeds.add(frozenset(row.seeds))
         sign = 1.0 if higher_is_better(row.main_metric) else -1.0
         values = [
             None if value is None else sign * printed(row.main_metric, value) for value in row.seeds.values()
         ]
         columns.append(values)
-    if len({len(column) for column in columns}) != 1 or any(value is None for c in columns for value in c):
+    if len(seeds) != 1 or any(None in column for column in columns):
         return None
     return np.array(columns, dtype=float).T
 

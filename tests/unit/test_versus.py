@@ -42,6 +42,17 @@ def test_differences_are_paired_and_bold_where_five_seeds_agree() -> None:
     assert "smallest p 0.0625, 0.12 after Holm" in notes
 
 
+def test_across_tasks_only_where_they_have_the_same_seeds() -> None:
+    lora = [one for task in ("rte", "mrpc") for one in seeds("lora", task, LORA)]
+    sora = [one for task in ("rte", "mrpc") for one in seeds("sora", task, [*BETTER, 0.9])]
+    kept = [one for one in sora if one["seed"] != (0 if one["names"]["task"] == "rte" else 5)]
+    found, _ = table([*lora, *kept])
+    assert found["sora"][2:] == ["-", "-"]
+    kept = [one for one in sora if one["seed"] != 0]
+    found, _ = table([*lora, *kept])
+    assert "-" not in found["sora"][2:]
+
+
 def test_a_diverged_seed_has_no_difference_and_four_are_never_bold() -> None:
     sora = seeds("sora", "rte", BETTER)
     found, notes = table([*seeds("lora", "rte", LORA), *sora[:4], diverged(sora[4])])
