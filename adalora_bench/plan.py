@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from adalora_bench import prepare
-from adalora_bench.compose import compose_cells, conf_dir, options
+from adalora_bench.compose import compose_cells
+from adalora_bench.conf_files import conf_dir, options
 from adalora_bench.config import Cell, build
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import AssetError, UserError, unknown

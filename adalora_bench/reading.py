@@ -1,4 +1,4 @@
-"""Commands that read what is there: tables, claims, figures, report, collect, export, judge, ls, show. Heavy late."""
+"""Commands on what is recorded: tables, claims, figures, report, collect, export, judge; and ls, show. Heavy late."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def refresh_tables(results: Path, scan: Scan, cells: list[Cell] | None, out: Con
 
 def refresh_papers(results: Path, records: Records, names: Sequence[str] | None, out: Console) -> None:
     """Write the papers' tables with what is recorded of them (None: all), in four forms."""
-    from adalora_bench.compose import conf_dir
+    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.formats import refresh
 
     written = refresh(conf_dir() / "table", records, results / "tables" / "papers", names)
@@ -98,7 +98,7 @@ def say_verdicts(
     results: Path, records: Records, names: Sequence[str], scales: set[str], out: Console
 ) -> None:
     """For each of these tables at these scales: how its cells stand, and the file that has it whole."""
-    from adalora_bench.compose import conf_dir
+    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.formats import file_stem
     from adalora_bench.report.paper_files import load_table
     from adalora_bench.report.papers import fill
@@ -140,7 +140,7 @@ def print_cells(
 
 def claims_command(arguments: argparse.Namespace) -> int:
     """A verdict on every claim of the papers that records can answer, here and in results/claims.md."""
-    from adalora_bench.compose import conf_dir
+    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.claim_text import counts, line, refresh
 
     results, scan, _ = _recorded(arguments)
@@ -154,7 +154,7 @@ def claims_command(arguments: argparse.Namespace) -> int:
 
 def figures_command(arguments: argparse.Namespace) -> int:
     """Every figure that the records allow, as SVG and PNG; the others are named."""
-    from adalora_bench.compose import conf_dir
+    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.figures import refresh
 
     results, scan, store = _recorded(arguments)
@@ -169,7 +169,7 @@ def figures_command(arguments: argparse.Namespace) -> int:
 
 def report_command(arguments: argparse.Namespace) -> int:
     """Everything on one page: results/report.html."""
-    from adalora_bench.compose import conf_dir
+    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.page import refresh
 
     results, scan, store = _recorded(arguments)

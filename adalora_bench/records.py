@@ -55,6 +55,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
+PREDICTIONS = "predictions.jsonl.gz"
 LOCAL_FILES = (LOCK, HOLDER)  # they mean something in their own folder alone
 # What a table never shows and what makes a record large.
 _HEAVY = ("history", "events", "environment", "cosine", "gates")

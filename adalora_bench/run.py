@@ -22,6 +22,7 @@ from adalora_bench.methods.base import Method
 from adalora_bench.outcome import adapter_parameters, describe
 from adalora_bench.records import (
     FINISHED,
+    PREDICTIONS,
     RecordStore,
     append_jsonl,
     atomic_write,
@@ -264,7 +265,7 @@ class Training:
             for suffix, values in self.scoring.predicted.items()
             for i, (value, label) in enumerate(zip(values, self.scoring.labels[suffix], strict=True))
         ]
-        write_predictions(self.folder / "predictions.jsonl.gz", rows)
+        write_predictions(self.folder / PREDICTIONS, rows)
         tensors = {
             k: v.detach().cpu().contiguous()
             for k, v in self.run.model.state_dict().items()

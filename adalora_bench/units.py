@@ -112,7 +112,7 @@ def _places(cell: Cell) -> list[str]:
     """The steering settings without which the same unit would be looked for elsewhere, or be skipped."""
     from omegaconf import OmegaConf
 
-    from adalora_bench.compose import conf_dir
+    from adalora_bench.conf_files import conf_dir
 
     usual = OmegaConf.load(conf_dir() / "run.yaml")
     changed = [

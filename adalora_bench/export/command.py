@@ -20,6 +20,7 @@ from adalora_bench.data.sources import Found
 from adalora_bench.errors import EXIT_UNIT_FAILED, UserError, unknown
 from adalora_bench.export.recorded import ADAPTER, cell_of, check_assets, locate, read_record
 from adalora_bench.files import TEMPORARY, read_predictions, writing
+from adalora_bench.records import PREDICTIONS
 
 if TYPE_CHECKING:
     from adalora_bench.train.evaluate import Predictions
@@ -177,7 +178,7 @@ def check_predictions(unit: Path, suffix: str, predicted: Predictions, *, exact:
     Raises:
         NotTheSame: it does not.
     """
-    path = unit / "predictions.jsonl.gz"
+    path = unit / PREDICTIONS
     if not path.is_file():
         return [f"note: {path} is missing, so the predictions of the training were not compared"]
     recorded = [row["prediction"] for row in read_predictions(path) if row["set"] == suffix][: len(predicted)]
