@@ -132,7 +132,12 @@ def _scale_axes(axes: Any, data: Lines) -> None:
         if max(values) >= 10_000:
             axis.set_major_formatter(EngFormatter(sep=""))
         elif log and max(values) < 0.01:
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _short_power(value)))
+
+
+def _short_power(value: float) -> str:
+    """2e-4, and 2.6e-4 where ticks lie closer than a factor of 2."""
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def _draw_maps(canvas: Canvas, data: Maps) -> None:

@@ -12,6 +12,7 @@ from report_records import everything, record
 from adalora_bench.compose import conf_dir
 from adalora_bench.errors import UserError
 from adalora_bench.records import RecordStore
+from adalora_bench.report.drawing import _short_power
 from adalora_bench.report.figures import all_pictures, draw, refresh
 from adalora_bench.report.kinds import load_figures, pictures
 from adalora_bench.report.series import Bars, Dots, Line, Lines, Maps, band, front, shown, staircase
@@ -199,3 +200,12 @@ def test_an_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("{kind: forrest, title: t, what: w}")
     with pytest.raises(UserError, match="forest"):
         load_figures(tmp_path)
+
+
+def test_ticks_that_lie_close_are_told_apart() -> None:
+    assert [_short_power(value) for value in (2e-4, 2.6e-4, 3e-4, 1.25e-12)] == [
+        "2e-4",
+        "2.6e-4",
+        "3e-4",
+        "1.2e-12",
+    ]
