@@ -80,14 +80,15 @@ class DeltaLora(Method):
 
         from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 
-        layer = LowRankLinear(base, scale=self.alpha / self.rank, role=role, dropout=self.dropout)
-        weight = layer.weight
-        if weight.dtype not in (torch.float32, torch.float64):
-            kind = str(weight.dtype).removeprefix("torch.")
+        stored = base.weight.dtype  # of a packed weight too, which is not unpacked to be refused
+        if stored not in (torch.float32, torch.float64):
+            kind = str(stored).removeprefix("torch.")
             raise UserError(
                 f"Delta-LoRA adds small steps to the base weights, and {kind} would round them away; "
                 "load the backbone in float32."
             )
+        layer = LowRankLinear(base, scale=self.alpha / self.rank, role=role, dropout=self.dropout)
+        weight = layer.weight
         a = run.uniform(self.rank, layer.in_features, bound=layer.in_features**-0.5, like=weight)
         b = weight.new_zeros(self.rank, layer.out_features)
         layer.append(RankBlock(a=a, b=b, gate=weight.new_ones(self.rank)))

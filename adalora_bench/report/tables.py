@@ -17,7 +17,6 @@ from adalora_bench.report.rows import CellRow, Group, Record
 from adalora_bench.report.scores import sections
 from adalora_bench.report.selection import Selection, selection_of
 from adalora_bench.report.statistics import median_coverage
-from adalora_bench.report.versus import against_lora
 from adalora_bench.schema import STATUSES
 
 __all__ = ["CellRow", "build_tables", "cell_summary", "refresh", "table_name"]
@@ -81,6 +80,8 @@ def _table(
     selection: Selection,
     not_counted: Sequence[str],
 ) -> str:
+    from adalora_bench.report.versus import against_lora  # numpy, only where a table is made
+
     against, more = against_lora(rows)
     parts = [
         f"# {group.backbone}, scale {group.scale}, split {group.split}",
