@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import adalora_bench
+from adalora_bench.records import RecordStore
+from adalora_bench.report.tables import build_tables
 
 PACKAGE = str(Path(adalora_bench.__file__).parents[1])  # the children run what the tests import
 BENCH = [sys.executable, "-m", "adalora_bench.cli"]
@@ -194,3 +196,15 @@ def is_a_sentence(err: str) -> None:
     assert not err.endswith("..\n")
     assert len(err.splitlines()) == 1
     assert len(err) < 700
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The tables of a store; seconds and memory, which no two runs share, are set to 1 first."""
+    scan = RecordStore(folder / "results" / "runs").scan()
+    assert scan.quarantined == []
+    return build_tables(
+        [
+            one | {"seconds": dict.fromkeys(one["seconds"], 1.0), "peak_memory_bytes": 1}
+            for one in scan.records
+        ]
+    )

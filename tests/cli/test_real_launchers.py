@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_process import facts, records, running, wait_for
+from bench_process import facts, records, running, tables, wait_for
 
 pytestmark = [pytest.mark.launchers, pytest.mark.xdist_group("launchers")]
 # fmt: off
@@ -42,24 +42,11 @@ def sweep(folder: Path, *more: str, meanwhile: Any = None, code: int = 0, seeds:
     return err
 
 
-def tables(folder: Path) -> dict[str, str]:
-    """Every table without the column of measured seconds, which no two runs share."""
-    found = {}
-    for path in sorted((folder / "results" / "tables").glob("*.md")):
-        rows = [line.split("|") for line in path.read_text().splitlines()]
-        heads = [i for row in rows for i, cell in enumerate(row) if cell.strip() == "train seconds"]
-        found[path.name] = "\n".join(
-            "|".join(cell for i, cell in enumerate(row) if len(row) < 3 or i not in heads) for row in rows
-        )
-    return found
-
-
 def assert_same(folder: Path, reference: Path) -> None:
     ours, theirs = records(folder), records(reference)
     assert len(ours) == UNITS
     assert {key: facts(one) for key, one in ours.items()} == {key: facts(one) for key, one in theirs.items()}
     assert tables(folder) == tables(reference)
-    assert "train seconds" not in "".join(tables(folder).values())
     for name in ("predictions.jsonl.gz", "adapter.safetensors"):
         kept = {p.relative_to(folder): p.read_bytes() for p in folder.rglob(name)}
         assert kept == {p.relative_to(reference): p.read_bytes() for p in reference.rglob(name)}

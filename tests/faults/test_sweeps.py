@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from bench_process import bench, facts, finish, records, running, start, stop, wait_for
+from bench_process import bench, facts, finish, records, running, start, stop, tables, wait_for
 from fault_figures import Figure
 
 from adalora_bench.records import RecordStore
-from adalora_bench.report.tables import build_tables
 
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("sweeps")]
 
@@ -36,13 +35,6 @@ def sweep(methods: list[str], tasks: list[str], *more: str) -> tuple[str, ...]:
         "device=cpu",
         *more,
     )
-
-
-def tables(folder: Path) -> dict[str, str]:
-    """The tables of a store; their seconds, which no two runs share, are set to 1 first."""
-    scan = RecordStore(folder / "results" / "runs").scan()
-    assert scan.quarantined == []
-    return build_tables([one | {"seconds": dict.fromkeys(one["seconds"], 1.0)} for one in scan.records])
 
 
 def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
