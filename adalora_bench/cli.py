@@ -183,7 +183,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
     from adalora_bench import launchers, plan, prepare
     from adalora_bench.records import RecordStore
-    from adalora_bench.units import Unit, count, summary_lines
+    from adalora_bench.units import Unit, count, summary_lines, unit_folder
 
     out = console()
     cells = _cells(arguments, out)
@@ -207,6 +207,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     units = [Unit(cell, seed) for cell in cells for seed in cell.seeds]
     done = [not common["force"] and store.is_done(unit.cell, unit.seed) for unit in units]
     skipped = [unit for unit, is_done in zip(units, done, strict=True) if is_done]
+    for unit in skipped:
+        store.tidy(unit_folder(results, unit))
     if skipped:
         out.print(f"skipped: {count(len(skipped), 'unit')} already recorded (force=true runs them again)")
     todo = [unit for unit, is_done in zip(units, done, strict=True) if not is_done]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +58,7 @@ log = logging.getLogger(__name__)
 RECORD = "record.json"
 PREDICTIONS = "predictions.jsonl.gz"
 LOCAL_FILES = (LOCK, HOLDER)  # they mean something in their own folder alone
+CHECKPOINTS = "checkpoints"
 # What a table never shows and what makes a record large.
 _HEAVY = ("history", "events", "environment", "cosine", "gates")
 _HEAVY_PARTS = {"ranks": ("final", "trace", "nonzero"), "params": ("trace",)}
@@ -196,6 +198,13 @@ class RecordStore:
         """Whether this key and seed has a result: ok, collapsed or diverged. A failed unit is not done."""
         record = self.read(self.folder(cell.names, cell.key, seed))
         return record is not None and record["key"] == cell.key and record["status"] in DONE
+
+    def tidy(self, folder: Path) -> None:
+        """Remove what a kill left beside a finished record. Left alone while another process works there."""
+        left = (folder / CHECKPOINTS, folder / HOLDER)
+        if any(path.exists() for path in left):
+            with suppress(LeaseHeld), self.lease(folder):
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
     def check_writable(self) -> None:
         """Refuse a store that cannot be written before anything is trained. UserError: path and reason."""

@@ -21,6 +21,7 @@ from adalora_bench.files import write_tensors
 from adalora_bench.methods.base import Method
 from adalora_bench.outcome import adapter_parameters, describe
 from adalora_bench.records import (
+    CHECKPOINTS,
     FINISHED,
     PREDICTIONS,
     RecordStore,
@@ -69,11 +70,12 @@ def run_unit(
         record = None if options.get("force") else store.read(folder)
         if record is None or not store.is_done(unit.cell, unit.seed):
             if options.get("force"):
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             with team_of(unit, folder) as team:
                 record = Training(unit, folder, notify, stop, team).record()
             store.write(record)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        # also those of a process that was killed after it had written its record
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return {
         "status": record["status"],
         "reason": record["reason"],
@@ -90,7 +92,7 @@ class Training:
         config = unit.cell.config
         self.meter = Meter()
         self.saved_at = time.monotonic()
-        self.checkpoints = folder / "checkpoints"
+        self.checkpoints = folder / CHECKPOINTS
         notify({"phase": "load", "step": 0, "total_steps": None})
         with self.meter.phase("load"):
             self.task: Task = build(config["task"], "task")

@@ -165,7 +165,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _line(report: Any, outcome: str) -> dict[str, Any] | None:
     """What one test says; None for one that is about no fault, and for the phases beside its call."""
-    properties = dict(report.user_properties)
+    properties = dict(getattr(report, "user_properties", ()))
     name = properties.get(f"{_PROPERTY} id")
     if name is None or (outcome == "passed" and report.when != "call"):
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ SECOND_SIGNAL_SECONDS = 1.0  # signals that come together are one; a later one m
 Wish = Literal["finish", "checkpoint", "end"]
 
 
-class Launcher:
+class Launcher(ABC):
     """What is known of the units of one command; derived classes add `run`."""
 
     def __init__(
@@ -42,9 +43,9 @@ class Launcher:
         self.asked, self.asked_at = False, 0.0  # for checkpoints; when that signal came
         self.grace_seconds = float(options.get("grace_seconds", GRACE_SECONDS))
 
+    @abstractmethod
     def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
         """Run the units, at most `jobs` at once."""
-        raise NotImplementedError
 
     def book(self, job: int, reply: tuple[Any, ...], said: bytes = b"") -> None:
         """The reply of a unit's worker; `said` is the last output of the process."""

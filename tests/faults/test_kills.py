@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,17 @@ class Killings:
         self.results, self.whole = folder / "results", folder / "whole"
         self.kills = self.lives = self.resumed = 0
 
-    def killed(self, faster: bool) -> None:
-        """After each kill: no record, or a whole one that is never touched again."""
+    def killed(self, *, faster: bool, again: Callable[[], object]) -> None:
+        """After each kill: no record, or a whole one that is never touched again (`again` runs the unit once more)."""
         record = record_of(self.results)
         assert not faster or record is not None
         self.kills += not faster
         if record is not None:
             self.lives += 1
+            [path] = self.results.rglob("record.json")
+            written = path.stat().st_mtime_ns
+            again()  # a kill behind the record leaves checkpoints, which go here
+            assert path.stat().st_mtime_ns == written
             same(self.results, self.whole)
             shutil.rmtree(self.results)
         else:
@@ -85,7 +90,8 @@ def kill_forked(units: Units, folder: Path, kills: int) -> Killings:
     while story.kills < kills:
         running = units.start(story.results, *UNIT)
         time.sleep(draw.uniform(0, 0.6 * length))
-        story.killed(faster=running.kill() == 0)
+        faster = running.kill() == 0
+        story.killed(faster=faster, again=lambda: units.run(story.results, *UNIT))
     before = None
     for _ in range(2):  # what is finished does not run again
         assert "done" in units.run(story.results, *UNIT)
@@ -130,7 +136,7 @@ def test_the_command_and_its_worker_are_killed_often(
         time.sleep(draw.uniform(0, length))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        story.killed(faster=process.returncode == 0)
+        story.killed(faster=process.returncode == 0, again=lambda: bench(tmp_path, *command))
     done = bench(tmp_path, *command)
     assert done.returncode == 0, done.stderr
     figure(**story.figure(kills))

@@ -260,3 +260,17 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_what_a_kill_left_beside_a_finished_record_is_removed_unless_someone_works_there(tmp_path):
+    store = r.RecordStore(tmp_path)
+    folder = tmp_path / "unit"
+    (folder / "checkpoints" / "step00000001").mkdir(parents=True)
+    (folder / "record.json.7.tmp").write_text("half")
+    with store.lease(folder):
+        store.tidy(folder)
+        assert (folder / "checkpoints").is_dir()
+    store.tidy(folder)
+    assert [path.name for path in folder.iterdir()] == ["unit.lock"]
+    store.tidy(tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
