@@ -21,7 +21,7 @@ from adalora_bench.launchers.ray import ASK_SECONDS, Board, BoardMailbox
 from adalora_bench.launchers.slurm import parameters
 from adalora_bench.launchers.unit_task import unit_tasks
 from adalora_bench.progress import Progress
-from adalora_bench.units import Unit
+from adalora_bench.units import Summary, Unit
 
 COMMAND = ("method=lora", "task=toy", "scale=smoke")
 
@@ -155,6 +155,13 @@ def test_a_unit_without_its_board_stops_as_after_sigterm(monkeypatch: pytest.Mon
     assert mailbox.stop() == signal.SIGTERM
 
 
+class Idle(Launcher):
+    """Runs nothing."""
+
+    def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
+        return self.summary(skipped)
+
+
 def test_a_unit_takes_along_what_decides_where_its_assets_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -168,7 +175,7 @@ def test_a_unit_takes_along_what_decides_where_its_assets_are(
         "OTHER",
     ):
         monkeypatch.setenv(name, "/here")
-    launcher = Launcher([Unit(cell, 0)], tmp_path, {}, Progress(), "module:function", 0)
+    launcher = Idle([Unit(cell, 0)], tmp_path, {}, Progress(), "module:function", 0)
     (unit_task,) = unit_tasks(launcher)
     carried = {name for name, value in unit_task.environment.items() if value == "/here"}
     assert carried == {"HF_HUB_CACHE", "XDG_CACHE_HOME", "TRANSFORMERS_OFFLINE", "ADALORA_BENCH_DATA"}
@@ -179,7 +186,7 @@ def test_a_unit_takes_along_what_decides_where_its_assets_are(
     [("finish", ["finish", "checkpoint", "end"]), ("cancel", ["checkpoint", "end", "end"])],
 )
 def test_signals_that_come_together_are_one(how: str, wishes: list[str], tmp_path: Path) -> None:
-    launcher = Launcher([], tmp_path, {"on_interrupt": how}, Progress(), "module:function", 0)
+    launcher = Idle([], tmp_path, {"on_interrupt": how}, Progress(), "module:function", 0)
     found = []
     for _ in range(3):
         found.append(launcher.wish(signal.SIGINT))
