@@ -14,6 +14,7 @@ from adalora_bench.key import STEERING
 from adalora_bench.lowrank.budget import stored, trainable
 from adalora_bench.lowrank.ending import cosine, cosines, final_gates
 from adalora_bench.records import FINISHED, SCHEMA, environment, git_state
+from adalora_bench.train.device import products_by
 
 if TYPE_CHECKING:
     from adalora_bench.data.sources import Found
@@ -86,7 +87,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "peak_memory_bytes": peak_memory_bytes,
         "tokens": training.meter.tokens,
         "flops": training.meter.flops,
-        "environment": environment() | {"device": str(training.device)},
+        "environment": environment() | {"device": str(training.device), "float32_products": products_by()},
         "git": git_state(Path(__file__).parent.parent),
         "sources": {
             "task": _asset(training.found[cell.names["task"]]),

@@ -31,7 +31,7 @@ from adalora_bench.records import (
     write_predictions,
 )
 from adalora_bench.train import checkpoint, loop, parts
-from adalora_bench.train.device import check_precision, choose_device
+from adalora_bench.train.device import check_precision, choose_device, fast_products
 from adalora_bench.train.evaluate import Scoring, is_collapsed
 from adalora_bench.train.helpers import team_of
 from adalora_bench.train.meter import Meter
@@ -71,7 +71,8 @@ def run_unit(
         if record is None or not store.is_done(unit.cell, unit.seed):
             if options.get("force"):
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            with team_of(unit, folder) as team:
+            device = choose_device(unit.cell.config["device"])
+            with team_of(unit, folder) as team, fast_products(device):
                 record = Training(unit, folder, notify, stop, team).record()
             store.write(record)
         # also those of a process that was killed after it had written its record

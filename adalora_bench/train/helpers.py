@@ -20,11 +20,11 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adalora_bench.config import Cell
 from adalora_bench.files import TEMPORARY
-from adalora_bench.train.device import backend, choose_device, require_devices
+from adalora_bench.train.device import backend, choose_device, fast_products, require_devices
 from adalora_bench.train.team import ALONE, Team
 from adalora_bench.units import Unit
 from adalora_bench.worker import STOP_SIGNALS
@@ -109,22 +109,12 @@ def _end_with_the_leader() -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """A helper: build, say so, join, train along. Signals are the leader's business."""
-    import torch
-
+def _train_along(errand: dict[str, Any], team: Team) -> None:
+    """The unit's training, with its own rows of every batch and nothing to say."""
     from adalora_bench.run import Training
     from adalora_bench.train import loop
 
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    errand = json.loads(sys.stdin.readline())
-    Thread(target=_end_with_the_leader, daemon=True).start()
     values = errand["cell"] | {name: tuple(errand["cell"][name]) for name in ("overrides", "seeds")}
-    team = Team(*errand["team"])
-    if choose_device(errand["cell"]["config"]["device"]).type == "cuda":
-        torch.cuda.set_device(team.rank)
     training = Training(
         Unit(Cell(**values), errand["seed"]), Path(errand["folder"]), lambda _: None, lambda: None, team
     )
@@ -148,6 +138,23 @@ def main() -> None:
         training.meter,
         silent,
     )
+
+
+def main() -> None:
+    """A helper: build, say so, join, train along. Signals are the leader's business."""
+    import torch
+
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    errand = json.loads(sys.stdin.readline())
+    Thread(target=_end_with_the_leader, daemon=True).start()
+    team = Team(*errand["team"])
+    device = choose_device(errand["cell"]["config"]["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(team.rank)
+    with fast_products(device):
+        _train_along(errand, team)
 
 
 if __name__ == "__main__":
