@@ -80,18 +80,22 @@ def _table(
     selection: Selection,
     not_counted: Sequence[str],
 ) -> str:
-    from adalora_bench.report.versus import against_lora  # numpy, only where a table is made
+    from adalora_bench.report.versus import against_lora, at_equal_budget  # numpy, only where a table is made
 
     against, more = against_lora(rows)
+    equal, equal_notes = at_equal_budget(rows)
     parts = [
         f"# {group.backbone}, scale {group.scale}, split {group.split}",
         "Made from the records by `bench tables`; edit nothing here.",
     ]
     if rows:
-        parts += [*sections(rows), *against]
+        parts += [*sections(rows), *against, *equal]
     parts += [
         "## How to read it",
-        "\n".join(f"- {note}" for note in _notes(group, rows, more, others, stale, selection, not_counted)),
+        "\n".join(
+            f"- {note}"
+            for note in _notes(group, rows, [*more, *equal_notes], others, stale, selection, not_counted)
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -1,7 +1,8 @@
-"""Every method of a scale table against plain LoRA: paired differences, and across tasks. Pure."""
+"""Every method of a scale table against LoRA, plain and at an equal budget: paired differences. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ from adalora_bench.report.rows import CellRow
 
 BASELINE = "lora"
 SEEDS = 5  # fewer decide nothing
+NEAR = 1.25  # budgets within this factor count as equal
+BUDGET_KEYS = {"method.rank", "method.targets"}  # what sets LoRA's number of parameters and nothing else
 EXACT = 12  # seeds up to which all signs are tried
 
 
@@ -54,6 +57,57 @@ def against_lora(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
         [f"interquartile mean of {len(tasks)} tasks", f"P(better than {BASELINE})"] if len(tasks) > 1 else []
     )
     return [f"## Against {BASELINE}", pipe_table(head, lines)], _notes(p_values, several=len(tasks) > 1)
+
+
+def at_equal_budget(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
+    """As `against_lora`, but every row against the LoRA row of its task whose adapters are nearest in parameters.
+
+    The budget of a row is its parameters at the end, mean over its seeds; a row without a LoRA row within a factor of
+    NEAR is left out, and so is LoRA itself. Nothing unless LoRA was run at two budgets on some task: with one the
+    section would repeat the other.
+    """
+    loras: dict[str, list[CellRow]] = {}
+    for row in sorted(rows, key=lambda row: len(row.overrides)):
+        if row.method == BASELINE and row.params_final and _keys(row) <= BUDGET_KEYS:
+            loras.setdefault(row.task, []).append(row)
+    if all(len(found) < 2 for found in loras.values()):
+        return [], []
+    tasks = sorted(loras)
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        base = None if row.method == BASELINE else _nearest(row, loras.get(row.task, []))
+        if base is not None:
+            budgets = f"{row.params_final:,.0f} : {base.params_final:,.0f}"
+            text = f"{_difference(_differences(row, base))}, {one_line(base.short)}, {budgets}"
+            cells.setdefault(row.short, {})[row.task] = text
+    lines = [
+        [one_line(label), *(texts.get(task, "-") for task in tasks)] for label, texts in sorted(cells.items())
+    ]
+    if not lines:
+        return [], []
+    note = (
+        f"At an equal budget: the same differences, to the {BASELINE} row of the task that is nearest in parameters of "
+        f"the adapters at the end, within a factor of {NEAR:g}; its name and both numbers stand beside. Rows without "
+        "such a partner are left out."
+    )
+    head = ["method", *tasks]
+    return [f"## Against {BASELINE} at an equal budget", pipe_table(head, lines)], [note]
+
+
+def _keys(row: CellRow) -> set[str]:
+    return {override.partition("=")[0] for override in row.overrides}
+
+
+def _nearest(row: CellRow, candidates: Sequence[CellRow]) -> CellRow | None:
+    """The first of those nearest on the scale of factors; None where none is near."""
+    if not row.params_final:
+        return None
+    mine = math.log(row.params_final)
+    apart = [
+        (abs(math.log(base.params_final) - mine), i) for i, base in enumerate(candidates) if base.params_final
+    ]
+    distance, index = min(apart, default=(math.inf, 0))
+    return candidates[index] if distance <= math.log(NEAR) else None
 
 
 def _differences(row: CellRow, base: CellRow) -> list[float]:

@@ -9,14 +9,14 @@ from report_records import diverged, record
 
 from adalora_bench.report.cells import cell_summary
 from adalora_bench.report.tables import build_tables
-from adalora_bench.report.versus import against_lora
+from adalora_bench.report.versus import against_lora, at_equal_budget
 
 
-def seeds(method: str, task: str, values: list[float]) -> list[dict[str, Any]]:
+def seeds(method: str, task: str, values: list[float], *overrides: str) -> list[dict[str, Any]]:
     """Accuracies (or Matthews correlations) of seeds 0, 1, ..."""
     found = []
     for seed, value in enumerate(values):
-        one = record(method, task, seed)
+        one = record(method, task, seed, *overrides)
         one["final"]["scores"] = dict.fromkeys(one["final"]["scores"], value)
         found.append(one)
     return found
@@ -79,3 +79,36 @@ def test_nothing_to_compare() -> None:
     assert against_lora(cell_summary(seeds("sora", "rte", LORA))) == ([], [])
     (text,) = build_tables(seeds("sora", "rte", LORA)).values()
     assert "Against" not in text
+
+
+def budgeted(
+    method: str, final: int, values: list[float] = BETTER, override: str | None = None
+) -> list[dict[str, Any]]:
+    """Seeds of a row with so many parameters at the end, and an override that makes it one of its own."""
+    records = seeds(method, "rte", values, *([override] if override else []))
+    for one in records:
+        one["params"] |= {"adapter_initial": 2 * final, "adapter_final": final}
+    return records
+
+
+def equal(records: list[dict[str, Any]]) -> dict[str, list[str]]:
+    parts, _ = at_equal_budget(cell_summary(records))
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in parts[1].splitlines()]
+    return {line[0]: line[1:] for line in lines}
+
+
+def test_at_an_equal_budget_each_row_meets_the_nearest_lora() -> None:
+    wide = budgeted("lora", 8000, LORA)
+    narrow = budgeted("lora", 2000, BETTER, "rank=2")
+    other = budgeted("lora", 2100, [0.0] * 5, "alpha=99")  # not a setting of the budget
+    small, large = budgeted("increlora", 2100), budgeted("sora", 7000)
+    tiny, between = budgeted("elora", 100), budgeted("bitfit", 4000)
+    found = equal([*wide, *narrow, *other, *small, *large, *tiny, *between])
+    assert found["increlora"] == ["+0.00 [+0.00, +0.00] n=5, lora (rank=2), 2,100 : 2,000"]
+    assert found["sora"] == ["**+1.00** [+1.00, +3.00] n=5, lora, 7,000 : 8,000"]
+    assert set(found) == {"method", "increlora", "sora"} | {key for key in found if set(key) <= {"-", ":"}}
+
+
+def test_an_equal_budget_wants_lora_at_two_budgets() -> None:
+    records = [*budgeted("lora", 8000, LORA), *budgeted("sora", 8000)]
+    assert at_equal_budget(cell_summary(records)) == ([], [])
