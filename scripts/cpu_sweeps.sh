@@ -26,6 +26,7 @@ main() {
     sweep task=$task method=lora,increlora,sora,alora,aflora,delta_lora,adalora
     sweep task=$task method=full,bitfit,vera,dylora,salora,houlsby,pfeiffer
     sweep task=$task method=lora method.rank=2
+    sweep task=$task method=lora 'method.targets=[q,v]'  # the budget of delta_lora
     sweep task=$task method=increlora method.target_rank=8
   done
 }
@@ -45,6 +46,9 @@ ablations() {
   sweep task=stsb method=aflora method.score=weight_times_grad,grad_over_weight
   # Delta-LoRA with dropout in the branch
   sweep task=stsb method=delta_lora method.dropout=0.1 method.allow_dropout=true
+  # What Delta-LoRA is where W moves from the start: LoRA with (1 + lambda) alpha, 1.5 x 16
+  sweep task=stsb method=delta_lora method.start=0
+  sweep task=stsb method=lora 'method.targets=[q,v]' method.alpha=24
   # ALoRA, Table 6
   sweep task=stsb method=alora_dnas,alora_sensi
   # ELoRA's rank: AFLoRA, Figure 2

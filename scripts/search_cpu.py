@@ -40,7 +40,8 @@ METHODS = (
     "houlsby",
     "pfeiffer",
 )
-TASKS = ("stsb", "mrpc", "film_reviews")
+TASKS = ("stsb", "mrpc", "film_reviews", "rte")
+ONLY = {"rte": ("lora", "adalora", "increlora", "alora")}  # the methods that scripts/cpu_sweeps.sh runs there
 BY_HAND = {"film_reviews": ("lora", "increlora")}
 # Lines of a recipe beside the learning rate; they hold in the search too.
 FIXED: dict[str, dict[str, Any]] = {"alora": {"rounds": 4, "scorer": "screened"}}
@@ -49,7 +50,7 @@ WHY = {"alora": "fewer rounds than the paper's 8 and the screened scorer keep a 
 
 
 def methods_of(task: str) -> list[str]:
-    return [name for name in METHODS if name not in BY_HAND.get(task, ())]
+    return [name for name in ONLY.get(task, METHODS) if name not in BY_HAND.get(task, ())]
 
 
 def rates(method: str) -> list[float]:
@@ -114,7 +115,9 @@ def write_recipe(method: str, task: str, rate: float, *, variant: str | None = N
         lines += ["  values:", *(f'    method.{key}: "ours: {WHY[method]}"' for key in FIXED[method])]
     lines += ["method:", f"  lr: {rate:g}"]
     lines += [f"  {name}: {value}" for name, value in FIXED.get(method, {}).items()]
-    recipe_file(variant or method, task).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = recipe_file(variant or method, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def section(task: str, found: dict[str, dict[float, dict[str, Any]]]) -> str:
@@ -168,7 +171,7 @@ of conf/method times 1, 2 and 5. One seed and a few hundred rows cannot tell set
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--task", choices=TASKS, action="append", help="default: all three")
+    parser.add_argument("--task", choices=TASKS, action="append", help="default: all of them")
     parser.add_argument("--methods", help="some of them, comma between; default: all")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument(
