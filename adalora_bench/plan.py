@@ -20,7 +20,7 @@ from adalora_bench.errors import AssetError, UserError, unknown
 from adalora_bench.methods.base import Facts, Method
 from adalora_bench.report.paper_files import Row, load_table
 from adalora_bench.report.statistics import median
-from adalora_bench.schema import DONE
+from adalora_bench.schema import DONE, finished_at
 
 Record = Mapping[str, Any]
 
@@ -33,6 +33,7 @@ LEVELS = (
     ("backbone", "method"),
     ("backbone",),
 )
+NEWEST = 10  # records that an expectation rests on, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,10 @@ def phases_of(cell: Cell, facts: Facts) -> dict[str, int]:
 
 
 def expect(cell: Cell, steps: int, records: Iterable[Record]) -> Expected | None:
-    """Seconds per step of the nearest cell that was run, times the steps; evaluation and loading are in it."""
+    """Seconds per step of the nearest cell that was run, times the steps; evaluation and loading are in it.
+
+    Of what is equally near the newest count: they ran on the present machine and code.
+    """
     usable = [
         r for r in records if r["status"] in DONE and r.get("steps") and (r.get("seconds") or {}).get("total")
     ]
@@ -231,6 +235,7 @@ def expect(cell: Cell, steps: int, records: Iterable[Record]) -> Expected | None
             and r["config"].get("train", {}).get("batch_size", size) == size
         ]
         if near:
+            near = sorted(near, key=finished_at)[-NEWEST:]
             per_step = median([r["seconds"]["total"] / r["steps"] for r in near])
             memory = [r["peak_memory_bytes"] for r in near if r.get("peak_memory_bytes")]
             return Expected(

@@ -43,6 +43,7 @@ def record(seed: int, **more: Any) -> dict[str, Any]:
         "steps": 50,
         "seconds": {"total": 100.0},
         "peak_memory_bytes": 2**30,
+        "finished": "2026-11-22T10:00:00+00:00",
     }
     return fields | more
 
@@ -82,6 +83,14 @@ def test_expected_time_is_taken_from_the_nearest_records() -> None:
     assert (less.seconds, less.basis) == (200.0, "1 records of the same task, backbone")
     assert expect(cell(), 100, [record(0, config={"train": {"batch_size": 8}})]) is None
     assert expect(cell(), 100, []) is None
+
+
+def test_the_newest_of_equally_near_records_count() -> None:
+    old = [record(seed, seconds={"total": 900.0}) for seed in range(20)]
+    new = [record(seed, finished=f"2026-11-22T11:00:{seed:02d}+00:00") for seed in range(10)]
+    found = expect(cell(), 50, [*new, *old])
+    assert found is not None
+    assert (found.seconds, found.records) == (100.0, 10)
 
 
 def test_lines_for_people() -> None:
