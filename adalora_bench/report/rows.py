@@ -87,6 +87,16 @@ class CellRow:
         return standard_error(main.median, round(self.rows_report))
 
 
+def alike_in_rows(one: CellRow, other: CellRow) -> bool:
+    """Whether both trained on about as many rows: a tenth apart at most, since some methods keep a few for themselves.
+
+    Two that did not are no comparison. Unknown counts are taken as alike.
+    """
+    if not one.rows_train or not other.rows_train:
+        return True
+    return max(one.rows_train, other.rows_train) <= 1.1 * min(one.rows_train, other.rows_train)
+
+
 def row_of(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selection | None) -> CellRow:
     """The row that a table calls after these overrides; without a selection that of the split."""
     newest = max(seeds, key=age)

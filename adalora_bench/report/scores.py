@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from adalora_bench.metrics import GRADE, NOT_JUDGED, higher_is_better, printed
 from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.marks import Rank, best_and_second, marked_markdown
-from adalora_bench.report.rows import CellRow
+from adalora_bench.report.rows import CellRow, alike_in_rows
 from adalora_bench.report.statistics import Summary, standard_error
 from adalora_bench.schema import STATUSES
 
 NOT_RUN = "not run"
 UNDEFINED = "undefined"
 DIVERGED = "diverged"
+OTHER_ROWS = " (other rows)"
 
 
 def sections(rows: Sequence[CellRow]) -> list[str]:
@@ -22,43 +23,70 @@ def sections(rows: Sequence[CellRow]) -> list[str]:
     tasks = sorted({row.task for row in rows})
     main = [(task, metric) for task in tasks for metric in _main(rows, task)]
     rest = [(task, metric) for task in tasks for metric in _metrics(rows, task) if (task, metric) not in main]
+    odd = {(row.label, row.task) for row in on_other_rows(rows)}
     own = {row.method for row in rows if not row.overrides}
     plain = [row for row in rows if not row.overrides or row.method not in own]
     varied = [row for row in rows if row.overrides and row.method in own]
-    parts = ["## Scores", pipe_table(*_scores(plain, main, rank=True))]
+    parts = ["## Scores", pipe_table(*_scores(plain, main, odd, rank=True))]
     if varied:
         there = {row.task for row in varied}
         columns = [(task, metric) for task, metric in main if task in there]
-        parts += ["## Scores with other settings", pipe_table(*_scores(varied, columns))]
+        parts += ["## Scores with other settings", pipe_table(*_scores(varied, columns, odd))]
     if rest:
         there = {task for task, _ in rest}
-        parts += ["## Other metrics", pipe_table(*_scores([row for row in rows if row.task in there], rest))]
+        parts += [
+            "## Other metrics",
+            pipe_table(*_scores([row for row in rows if row.task in there], rest, odd)),
+        ]
     return [*parts, "## Cost", pipe_table(*_costs(rows))]
 
 
 def _scores(
-    rows: Sequence[CellRow], columns: Sequence[tuple[str, str]], *, rank: bool = False
+    rows: Sequence[CellRow],
+    columns: Sequence[tuple[str, str]],
+    odd: Collection[tuple[str, str]],
+    *,
+    rank: bool = False,
 ) -> tuple[list[str], list[list[str]]]:
     """Head and lines: a column per task and metric, a line per method with its overrides, the majority first.
 
-    With `rank` the best and the second of every column are marked.
+    With `rank` the best and the second of every column are marked. `odd` (label, task) trained on other rows than
+    their column: they are marked as such and not ranked.
     """
     cells = {(row.label, row.task): row for row in rows}
-    marks = {column: _marks(rows, *column) if rank else {} for column in columns}
+    alike = [row for row in rows if (row.label, row.task) not in odd]
+    marks = {column: _marks(alike, *column) if rank else {} for column in columns}
     lines = [["majority class", "0", *(_baseline(rows, task, metric) for task, metric in columns)]]
     for _, _, label in sorted({(row.method, row.overrides, row.label) for row in rows}):
         line = []
         for task, metric in columns:
             row = cells.get((label, task))
-            text = NOT_RUN if row is None else _cell(row, metric)
+            text = (
+                NOT_RUN if row is None else _cell(row, metric) + (OTHER_ROWS if (label, task) in odd else "")
+            )
             line.append(marked_markdown(text, marks[task, metric].get(label)))
         lines.append([one_line(label), _parameters([row for row in rows if row.label == label]), *line])
     heads = [one_line(f"{task}: {metric}") for task, metric in columns]
     return ["method", "parameters", *heads], lines
 
 
+def on_other_rows(rows: Sequence[CellRow]) -> list[CellRow]:
+    """Those that were not trained on as many rows as most of their task (on more, where there is no most)."""
+    odd = []
+    for task in {row.task for row in rows}:
+        here = [row for row in rows if row.task == task]
+        usual = max(
+            here, key=lambda row: (sum(alike_in_rows(row, other) for other in here), row.rows_train or 0)
+        )
+        odd += [row for row in here if not alike_in_rows(row, usual)]
+    return odd
+
+
 def _marks(rows: Sequence[CellRow], task: str, metric: str) -> dict[str, str]:
-    found = {row.label: row.scores[metric] for row in rows if row.task == task and metric in row.scores}
+    """Of rows with as many seeds as the column has at most, and more than one: a single run is no rank."""
+    here = [row for row in rows if row.task == task and metric in row.scores]
+    most = max((len(row.seeds) for row in here), default=0)
+    found = {row.label: row.scores[metric] for row in here if len(row.seeds) == most > 1}
     ranks = {
         label: Rank(value=one.median, low=one.low, high=one.high)
         for label, one in found.items()

@@ -14,7 +14,7 @@ from adalora_bench.report.cells import Hidden, arrange, cell_summary
 from adalora_bench.report.hidden import not_shown
 from adalora_bench.report.markdown import one_line
 from adalora_bench.report.rows import CellRow, Group, Record
-from adalora_bench.report.scores import sections
+from adalora_bench.report.scores import OTHER_ROWS, on_other_rows, sections
 from adalora_bench.report.selection import Selection, selection_of
 from adalora_bench.report.statistics import median_coverage
 from adalora_bench.schema import STATUSES
@@ -127,6 +127,11 @@ def _notes(
         "A seed that diverged ranks below every finished one and counts: n=4/5 means that 4 of 5 finished. "
         "A failed seed has no result. `*`: a seed collapsed (one prediction for every row) and keeps its score."
     )
+    if on_other_rows(rows):
+        notes.append(
+            f"`{OTHER_ROWS.strip()}`: trained on another number of rows than most of its column (see Cost), so neither "
+            "ranked nor compared."
+        )
     totals = {status: sum(row.statuses.get(status, 0) for row in rows) for status in STATUSES}
     notes.append(f"Seeds in this table: {', '.join(f'{totals[status]} {status}' for status in STATUSES)}.")
     notes += [
@@ -145,8 +150,8 @@ def _notes(
         "(rows, not seeds); undefined for correlations."
     )
     notes.append(
-        "Scores: the best of a column in bold, the second underlined; what lies within the range of the best is not "
-        "ranked apart from it. Parameters there are means over the tasks."
+        "Scores: the best of a column in bold, the second underlined, among the rows with the most seeds; what lies "
+        "within the range of the best is not ranked apart from it. Parameters there are means over the tasks."
     )
     notes.append(
         "Cost: parameters of the adapters and total rank, initial -> final where they differ, mean over finished "

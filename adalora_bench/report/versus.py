@@ -19,7 +19,7 @@ from adalora_bench.report.comparison import (
     stratified_bootstrap,
 )
 from adalora_bench.report.markdown import one_line, pipe_table
-from adalora_bench.report.rows import CellRow
+from adalora_bench.report.rows import CellRow, alike_in_rows
 
 BASELINE = "lora"
 SEEDS = 5  # fewer decide nothing
@@ -113,7 +113,7 @@ def _nearest(row: CellRow, candidates: Sequence[CellRow]) -> CellRow | None:
 def _differences(row: CellRow, base: CellRow) -> list[float]:
     """Per seed, as printed; above 0 the method is better."""
     sign = 1.0 if higher_is_better(base.main_metric) else -1.0
-    if row.main_metric != base.main_metric:
+    if row.main_metric != base.main_metric or not alike_in_rows(row, base):
         return []
     found = paired_differences(row.seeds, base.seeds)
     return [sign * printed(base.main_metric, value) for value in found.values()]

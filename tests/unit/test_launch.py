@@ -80,6 +80,7 @@ def test_threads_do_not_depend_on_the_number_of_workers() -> None:
     environment = worker_environment(0, {})
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "1"
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
     assert "CUDA_VISIBLE_DEVICES" not in environment
     assert worker_environment(0, {"threads": 2})["OMP_NUM_THREADS"] == "2"
     assert [worker_environment(slot, {"gpus": [4, 5]})["CUDA_VISIBLE_DEVICES"] for slot in (0, 1, 2)] == [

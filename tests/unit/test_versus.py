@@ -42,6 +42,17 @@ def test_differences_are_paired_and_bold_where_five_seeds_agree() -> None:
     assert "smallest p 0.0625, 0.12 after Holm" in notes
 
 
+def test_other_training_rows_are_no_comparison() -> None:
+    more = seeds("sora", "rte", BETTER)
+    for one in more:
+        one["rows"] = {"train": 5000, "report": 277}
+    lora = seeds("lora", "rte", LORA)
+    for one in lora:
+        one["rows"] = {"train": 2490, "report": 277}
+    found, _ = table([*lora, *more])
+    assert found["sora"] == ["-"]
+
+
 def test_across_tasks_only_where_they_have_the_same_seeds() -> None:
     lora = [one for task in ("rte", "mrpc") for one in seeds("lora", task, LORA)]
     sora = [one for task in ("rte", "mrpc") for one in seeds("sora", task, [*BETTER, 0.9])]
