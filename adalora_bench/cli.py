@@ -232,18 +232,21 @@ def run_command(arguments: argparse.Namespace) -> int:
 def plan_command(arguments: argparse.Namespace) -> int:
     """Which units are done, missing, stale or failed, the phases of each method, hours and GiB by past records."""
     from adalora_bench import plan, prepare
+    from adalora_bench.launch import worker_count
 
     out = console()
     cells = _cells(arguments, out)
     common = cells[0].config
     found = prepare.look(cells, prepare.places_of(common))
-    here = [cell for cell in cells if {cell.names["task"], cell.names["backbone"]} <= found.keys()]
-    cells = [*prepare.keyed(here, found), *(cell for cell in cells if cell not in here)]
+    here = [{cell.names["task"], cell.names["backbone"]} <= found.keys() for cell in cells]
+    keyed = iter(prepare.keyed([cell for cell, there in zip(cells, here, strict=True) if there], found))
+    cells = [next(keyed) if there else cell for cell, there in zip(cells, here, strict=True)]
     cells, facts, left_out = plan.checked(cells, found, table=_is_table(arguments))
     _say(left_out, out)
     _say_scale(cells, arguments.overrides, out)
     records = light_records(Path(common["results_dir"])).records
-    for line in plan.plan_lines(plan.plan(cells, facts, records), jobs=common["jobs"] or os.cpu_count() or 1):
+    workers = worker_count(common["jobs"], sum(len(cell.seeds) for cell in cells), _devices(cells))
+    for line in plan.plan_lines(plan.plan(cells, facts, records), jobs=workers):
         out.print(line, soft_wrap=True)
     return EXIT_OK
 
@@ -271,35 +274,37 @@ def _say(sentences: Sequence[str], out: Console) -> None:
 
 
 def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results: Path) -> Summary:
-    from adalora_bench.compose import accelerators
-    from adalora_bench.launch import launch, usable_cores
+    from adalora_bench.launch import launch
     from adalora_bench.progress import make_progress
     from adalora_bench.units import Summary
 
     if not todo:
         return Summary(skipped=skipped)
-    gpus = [] if common["device"] == "cpu" else accelerators()
-    processes = max(unit.cell.config["processes"] for unit in todo)  # of one unit, each with one thread
-    options = {"force": common["force"], "gpus": gpus, "on_interrupt": common["on_interrupt"]}
-    options |= {"gpus_each": processes}
+    options = {"force": common["force"], "on_interrupt": common["on_interrupt"]}
+    options |= _devices([unit.cell for unit in todo])
     if common["launcher"] != "local":
-        options["launch"] = common["launch"] | {"cpus": max(common["launch"]["cpus"], processes)}
+        options["launch"] = common["launch"] | {"cpus": max(common["launch"]["cpus"], options["gpus_each"])}
     if common["launcher"] == "ray":
         from adalora_bench import plan
 
         options["gib"] = plan.gib_of([unit.cell for unit in todo], light_records(results).records)
-    jobs = common["jobs"]
-    if jobs is None and processes > 1 and common["launcher"] == "local" and not gpus:
-        jobs = max(1, usable_cores() // processes)
     return launch(
         todo,
         store_root=results,
-        jobs=jobs,
+        jobs=common["jobs"],
         options=options,
         progress=make_progress(),
         skipped=skipped,
         launcher=common["launcher"],
     )
+
+
+def _devices(cells: Sequence[Cell]) -> dict[str, Any]:
+    """What workers share: the GPUs of this machine, and how many of them (or of the cores) one unit takes."""
+    from adalora_bench.compose import accelerators
+
+    gpus = [] if cells[0].config["device"] == "cpu" else accelerators()
+    return {"gpus": gpus, "gpus_each": max(cell.config["processes"] for cell in cells)}
 
 
 def _say_scale(cells: list[Cell], overrides: Sequence[str], out: Console) -> None:

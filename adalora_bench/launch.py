@@ -41,7 +41,8 @@ def usable_cores() -> int:
 
 
 def worker_count(jobs: int | None, units: int, options: Mapping[str, Any]) -> int:
-    """`jobs`, by default one per usable core or GPU (or `gpus_each` of them), at most one per unit and GPU.
+    """`jobs`, by default one per usable core or GPU (or `gpus_each` of them: what a unit in several processes takes),
+    at most one per unit and GPU.
 
     Raises:
         UserError: `jobs` is below 1.
@@ -49,7 +50,7 @@ def worker_count(jobs: int | None, units: int, options: Mapping[str, Any]) -> in
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs must be at least 1, got {jobs}.")
     gpus = options.get("gpus")
-    most = len(gpus) // (options.get("gpus_each") or 1) if gpus else usable_cores()
+    most = (len(gpus) if gpus else usable_cores()) // (options.get("gpus_each") or 1)
     wanted = most if jobs is None else min(jobs, most) if gpus else jobs
     return max(1, min(wanted, units))
 

@@ -67,6 +67,7 @@ def test_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(None, 10, {}) == 4
     assert worker_count(None, 3, {}) == 3
     assert worker_count(8, 10, {}) == 8
+    assert [worker_count(None, 10, {"gpus_each": each}) for each in (2, 3, 8)] == [2, 1, 1]
     assert worker_count(8, 0, {}) == 1
     assert worker_count(None, 10, {"gpus": ["0", "1"]}) == 2
     assert worker_count(3, 10, {"gpus": [0, 1]}) == 2
