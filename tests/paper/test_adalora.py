@@ -11,16 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import WHOLE, Net, Small, fill, in_optimizer, square
 from torch import Tensor, nn
 
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
-from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.allocate import cubic_budget, keep_best
 from adalora_bench.lowrank.scores import mean_orthogonality, sensitivity, triplet
 from adalora_bench.methods.adalora import AdaLora
 from adalora_bench.methods.base import Facts
-from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 METHOD = AdaLora(
     version=1,
@@ -42,30 +40,10 @@ METHOD = AdaLora(
 )
 
 
-class Net(nn.Module):
-    """Linear layers with tanh in between, and a head that is not adapted."""
+class Rehearsal(Small):
+    """A run whose batch is one piece."""
 
-    def __init__(self, modules: int = 3, width: int = 4) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(modules))
-            self.head = nn.Linear(width, 1)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-        return self.head(x)
-
-
-def data(width: int) -> tuple[Tensor, Tensor]:
-    x = torch.randn(6, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return x, x.sum(1, keepdim=True).sin()
-
-
-class Rehearsal:
-    """A begun run and the hand loop that drives it: the order of the hooks is that of train/loop.py."""
+    method: AdaLora
 
     def __init__(
         self,
@@ -76,63 +54,13 @@ class Rehearsal:
         clip: float = 1.0,
         schedule: str = "linear",
     ) -> None:
-        net = Net() if net is None else net
-        self.method, self.clip = method, clip
-        self.run = Run(
-            net,
-            {f"layers.{i}": "q" for i in range(len(net.layers))},
-            total_steps=total,
-            steps_per_epoch=total,
-            settings=OptimizerSettings(weight_decay=0.01, schedule=schedule),
-            generator=torch.Generator().manual_seed(0),
-            head=list(net.head.parameters()),
-        )
-        begin(method, self.run)
-        self.x, self.y = data(net.head.in_features)
-
-    @property
-    def layers(self) -> list[LowRankLinear]:
-        return list(self.run.adapters.values())
-
-    @property
-    def blocks(self) -> list[RankBlock]:
-        return [block for layer in self.layers for block in layer.rank_blocks()]
+        net = square() if net is None else net
+        super().__init__(method, net=net, total=total, clip=clip, schedule=schedule, pieces=WHOLE)
 
     @property
     def nonzero(self) -> int:
         """Singular values that are not 0, over all modules."""
         return sum(int((block.effective_gate() != 0).sum()) for block in self.blocks)
-
-    def backward(self) -> None:
-        run = self.run
-        assert run.optimizer is not None
-        run.optimizer.zero_grad()
-        self.method.before_forward(run)
-        (run.model(self.x) - self.y).square().mean().backward()
-        penalty = self.method.penalty(run)
-        if penalty is not None:
-            penalty.backward()
-        self.method.after_backward(run)
-
-    def optimize(self) -> None:
-        run = self.run
-        assert run.optimizer is not None
-        run.clip(self.clip)
-        run.set_learning_rates()
-        run.optimizer.step()
-
-    def step(self) -> None:
-        self.backward()
-        self.optimize()
-        self.method.after_step(self.run)
-        self.run.observe()
-        self.run.advance()
-
-    def to_the_end(self) -> Rehearsal:
-        while self.run.step < self.run.total_steps:
-            self.step()
-        self.method.finalize(self.run)
-        return self
 
     def budget(self, step: int) -> int:
         run, m = self.run, self.method
@@ -145,42 +73,36 @@ class Rehearsal:
         return int(m.target_rank * n + (m.init_rank - m.target_rank) * n * share**3)
 
 
-def fill(block: RankBlock, a: list[list[float]], b: list[list[float]], gate: list[float]) -> None:
-    block.a.data = torch.tensor(a, dtype=torch.float64)
-    block.b.data = torch.tensor(b, dtype=torch.float64)
-    block.gate.data = torch.tensor(gate, dtype=torch.float64)
-
-
-def give(rehearsal: Rehearsal, gates: list[list[float]]) -> None:
+def give(small: Rehearsal, gates: list[list[float]]) -> None:
     """One call of the hook after the step, with given gradients of the singular values and none elsewhere."""
-    for block, g in zip(rehearsal.blocks, gates, strict=True):
+    for block, g in zip(small.blocks, gates, strict=True):
         block.gate.grad = torch.tensor(g, dtype=torch.float64)
         block.a.grad, block.b.grad = torch.zeros_like(block.a), torch.zeros_like(block.b)
-    rehearsal.method.after_step(rehearsal.run)
-    rehearsal.run.advance()
+    small.method.after_step(small.run)
+    small.run.advance()
 
 
 # -- Eq. 3 and 4 --------------------------------------------------------------------------------------------
 
 
 def test_eq3_update_is_b_e_a_times_a_constant_scale() -> None:
-    rehearsal = Rehearsal(replace(METHOD, init_rank=2, target_rank=1), Net(1, 2))
-    (layer,) = rehearsal.layers
-    fill(rehearsal.blocks[0], [[1.0, 2.0], [0.0, 4.0]], [[3.0, -1.0], [1.0, 5.0]], [0.5, -1.0])
+    small = Rehearsal(replace(METHOD, init_rank=2, target_rank=1), square(1, 2))
+    (layer,) = small.layers
+    fill(small.blocks[0], [[1.0, 2.0], [0.0, 4.0]], [[3.0, -1.0], [1.0, 5.0]], [0.5, -1.0])
     # .5 b1 a1 = [[1.5, 3], [-.5, -1]]; - b2 a2 = [[0, -4], [0, -20]]; alpha / (2 + 1e-5)
     by_hand = torch.tensor([[1.5, -1.0], [-0.5, -21.0]], dtype=torch.float64) * 16 / 2.00001
     torch.testing.assert_close(layer.delta(), by_hand, rtol=0, atol=1e-12)
-    rehearsal.to_the_end()
+    small.to_the_end()
     assert layer.rank == 1
     assert layer.scale == 16 / 2.00001  # pruning does not rescale what stays
 
 
 def test_eq3_singular_values_start_at_zero_and_only_they_get_a_task_gradient() -> None:
-    rehearsal = Rehearsal(replace(METHOD, orthogonality=0.0, init_rank=64, init_std=0.5), Net(2, 16))
-    assert torch.equal(rehearsal.run.model(rehearsal.x), Net(2, 16)(rehearsal.x))
-    assert rehearsal.method.penalty(rehearsal.run) is None
-    rehearsal.backward()
-    for block in rehearsal.blocks:
+    small = Rehearsal(replace(METHOD, orthogonality=0.0, init_rank=64, init_std=0.5), square(2, 16))
+    assert torch.equal(small.run.model(small.x), square(2, 16)(small.x))
+    assert small.method.penalty(small.run) is None
+    small.backward()
+    for block in small.blocks:
         assert not block.gate.any()
         assert block.gate.grad.any()
         assert not block.a.grad.any()
@@ -196,17 +118,17 @@ def test_eq3_singular_values_start_at_zero_and_only_they_get_a_task_gradient() -
 def test_eq4_penalty_is_the_mean_over_2n_matrices(squared: bool, expected: float) -> None:
     """The plain norm is the default; Eq. 4 as printed squares it."""
     method = replace(METHOD, init_rank=2, target_rank=1, orthogonality_squared=squared)
-    rehearsal = Rehearsal(method, Net(2, 2))
-    one, two = rehearsal.blocks
+    small = Rehearsal(method, square(2, 2))
+    one, two = small.blocks
     # A = [1 0; 1 1]: A A^T - I = [0 1; 1 1], squares sum to 3.  B rows [2 0], [0 1]: [3 0; 0 0], 9.
     fill(one, [[1.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [0.0, 1.0]], [0.3, 0.0])
     fill(two, [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], [0.3, 0.3])
-    penalty = method.penalty(rehearsal.run)
+    penalty = method.penalty(small.run)
     assert penalty is not None
     assert float(penalty.detach()) == pytest.approx(expected, abs=1e-14)
     penalty.backward()
     assert torch.isfinite(two.a.grad).all()  # at exactly 0 the norm has no slope to divide by
-    assert all(block.gate.grad is None for block in rehearsal.blocks)
+    assert all(block.gate.grad is None for block in small.blocks)
 
 
 @settings(max_examples=200, deadline=None)
@@ -239,16 +161,16 @@ def test_eq8_sensitivity_of_an_entry() -> None:
 
 
 def test_eq8_takes_the_moved_parameter_and_the_clipped_gradient_of_the_whole_loss() -> None:
-    rehearsal = Rehearsal(replace(METHOD, orthogonality=5.0), clip=0.01)
-    rehearsal.backward()
-    unclipped = [block.a.grad.clone() for block in rehearsal.blocks]
-    before = [block.a.detach().clone() for block in rehearsal.blocks]
-    rehearsal.optimize()
-    rehearsal.method.after_step(rehearsal.run)
-    parts = [p for block in rehearsal.blocks for p in (block.gate, block.a, block.b)]
+    small = Rehearsal(replace(METHOD, orthogonality=5.0), clip=0.01)
+    small.backward()
+    unclipped = [block.a.grad.clone() for block in small.blocks]
+    before = [block.a.detach().clone() for block in small.blocks]
+    small.optimize()
+    small.method.after_step(small.run)
+    parts = [p for block in small.blocks for p in (block.gate, block.a, block.b)]
     by_hand = torch.cat([(p.detach() * p.grad).abs().flatten() for p in parts])
-    assert torch.equal(rehearsal.run.scratch["sensitivity"], (1 - 0.85) * by_hand)
-    for block, old, whole in zip(rehearsal.blocks, before, unclipped, strict=True):
+    assert torch.equal(small.run.scratch["sensitivity"], (1 - 0.85) * by_hand)
+    for block, old, whole in zip(small.blocks, before, unclipped, strict=True):
         assert (block.a - old).abs().max() > 1e-3
         assert block.a.grad.any()  # the singular values were 0: this is the penalty's
         assert block.a.grad.abs().max() < 0.1 * whole.abs().max()
@@ -256,14 +178,14 @@ def test_eq8_takes_the_moved_parameter_and_the_clipped_gradient_of_the_whole_los
 
 def test_eq9_eq10_sensitivity_and_uncertainty_over_two_steps() -> None:
     """|S - I(t)| against the updated mean; 1 x 1 modules with gate 1, so that S is |gradient|."""
-    rehearsal = Rehearsal(replace(METHOD, init_rank=1, target_rank=1), Net(2, 1))
-    for block in rehearsal.blocks:
+    small = Rehearsal(replace(METHOD, init_rank=1, target_rank=1), square(2, 1))
+    for block in small.blocks:
         fill(block, [[1.0]], [[1.0]], [1.0])
-    give(rehearsal, [[2.0], [-2.0]])
-    state = rehearsal.run.scratch
+    give(small, [[2.0], [-2.0]])
+    state = small.run.scratch
     assert state["sensitivity"].tolist() == pytest.approx([0.3, 0, 0, 0.3, 0, 0], abs=1e-15)
     assert state["uncertainty"].tolist() == pytest.approx([0.255, 0, 0, 0.255, 0, 0], abs=1e-15)
-    give(rehearsal, [[4.0], [0.0]])
+    give(small, [[4.0], [0.0]])
     # .85 * .3 + .15 * 4 ; .85 * .3.  .85 * .255 + .15 * |4 - .855| ; .85 * .255 + .15 * .255
     assert state["sensitivity"].tolist() == pytest.approx([0.855, 0, 0, 0.255, 0, 0], abs=1e-15)
     assert state["uncertainty"].tolist() == pytest.approx([0.6885, 0, 0, 0.255, 0, 0], abs=1e-15)
@@ -271,17 +193,17 @@ def test_eq9_eq10_sensitivity_and_uncertainty_over_two_steps() -> None:
 
 def test_eq11_rank_is_by_the_product_and_not_by_either_factor() -> None:
     """Rank 0 has the highest I, rank 1 the highest U, rank 2 the highest product, of singular values alone."""
-    rehearsal = Rehearsal(replace(METHOD, target_rank=1, final_phase=11, initial_warmup=0), Net(1, 1))
-    fill(rehearsal.blocks[0], [[1.0]] * 3, [[1.0]] * 3, [1.0, 1.0, 1.0])
-    give(rehearsal, [[0.0, 0.0, 0.0]])
-    state = rehearsal.run.scratch
+    small = Rehearsal(replace(METHOD, target_rank=1, final_phase=11, initial_warmup=0), square(1, 1))
+    fill(small.blocks[0], [[1.0]] * 3, [[1.0]] * 3, [1.0, 1.0, 1.0])
+    give(small, [[0.0, 0.0, 0.0]])
+    state = small.run.scratch
     state["sensitivity"][:3] = torch.tensor([1.0, 0.1, 0.8], dtype=torch.float64)
     state["uncertainty"][:3] = torch.tensor([0.1, 1.0, 0.8], dtype=torch.float64)
     seen: list[list[float]] = []
-    rehearsal.run.reduce = lambda score: seen.append(score.tolist()) or score  # type: ignore[func-returns-value]
-    give(rehearsal, [[9.0, 9.0, 9.0]])  # the final phase: these gradients are not looked at any more
+    small.run.reduce = lambda score: seen.append(score.tolist()) or score  # type: ignore[func-returns-value]
+    give(small, [[9.0, 9.0, 9.0]])  # the final phase: these gradients are not looked at any more
     assert seen[0] == pytest.approx([0.1, 0.1, 0.64], abs=1e-12)
-    assert rehearsal.blocks[0].gate.tolist() == [0.0, 0.0, 1.0]
+    assert small.blocks[0].gate.tolist() == [0.0, 0.0, 1.0]
 
 
 # -- Eq. 6 --------------------------------------------------------------------------------------------------
@@ -306,27 +228,25 @@ def test_eq6_no_triplet_that_stays_scores_below_one_that_goes(scores: list[float
 
 
 def test_eq6_mask_sets_singular_values_only_and_they_can_grow_again() -> None:
-    rehearsal = Rehearsal(replace(METHOD, interval=3, target_rank=1), total=15)
+    small = Rehearsal(replace(METHOD, interval=3, target_rank=1), total=15)
     counts = []
     for step in range(12):
-        rehearsal.backward()
-        rehearsal.optimize()
-        moved = [
-            (b.a.detach().clone(), b.b.detach().clone(), b.gate.detach().clone()) for b in rehearsal.blocks
-        ]
-        rehearsal.method.after_step(rehearsal.run)
-        for block, (a, b, gate) in zip(rehearsal.blocks, moved, strict=True):
+        small.backward()
+        small.optimize()
+        moved = [(b.a.detach().clone(), b.b.detach().clone(), b.gate.detach().clone()) for b in small.blocks]
+        small.method.after_step(small.run)
+        for block, (a, b, gate) in zip(small.blocks, moved, strict=True):
             assert torch.equal(block.a, a)
             assert torch.equal(block.b, b)
             assert (step in (3, 6, 9)) or torch.equal(block.gate, gate)
             assert bool(((block.gate == gate) | (block.gate == 0)).all())
-        rehearsal.run.advance()
-        counts.append(rehearsal.nonzero)
-        assert rehearsal.run.total_rank == 9  # what can grow again still counts
+        small.run.advance()
+        counts.append(small.nonzero)
+        assert small.run.total_rank == 9  # what can grow again still counts
     # t_i = 2, T - t_f = 12: b(3) = 3 + 6 * .9^3 = 7.37, b(6) = 3 + 6 * .6^3 = 4.3, b(9) = 3 + 6 * .3^3 = 3.2
     assert counts == [9, 9, 9, 7, 9, 9, 4, 9, 9, 3, 9, 9]
-    rehearsal.step()
-    assert rehearsal.nonzero == rehearsal.run.total_rank == 3
+    small.step()
+    assert small.nonzero == small.run.total_rank == 3
 
 
 def test_algorithm_1_masking_before_the_step_would_be_undone_by_the_step() -> None:
@@ -395,24 +315,24 @@ def test_invariant_budget_is_met_exactly_at_every_mask_and_at_the_end(
         interval=interval,
     )
     method.precheck(Facts(total_steps=8, steps_per_epoch=8, warmup=0, modules=modules))
-    rehearsal = Rehearsal(method, Net(modules, 3), total=8)
-    run, pin, target = rehearsal.run, 8 - final, method.target_rank * modules
+    small = Rehearsal(method, square(modules, 3), total=8)
+    run, pin, target = small.run, 8 - final, method.target_rank * modules
     pattern: list[list[bool]] = []
     for step in range(8):
-        rehearsal.step()
+        small.step()
         if step >= pin:
-            assert rehearsal.nonzero == run.total_rank == target
-            now = [block.alive.tolist() for block in rehearsal.blocks]
+            assert small.nonzero == run.total_rank == target
+            now = [block.alive.tolist() for block in small.blocks]
             assert now == (pattern or now)  # the choice stands
             pattern = now
         else:
             masked = step > initial and step % interval == 0
-            assert rehearsal.nonzero == (rehearsal.budget(step) if masked else init * modules)
+            assert small.nonzero == (small.budget(step) if masked else init * modules)
             assert run.total_rank == init * modules
-    before = run.model(rehearsal.x).detach()
+    before = run.model(small.x).detach()
     method.finalize(run)
-    assert sum(layer.stored_rank for layer in rehearsal.layers) == run.total_rank == target
-    torch.testing.assert_close(run.model(rehearsal.x), before, rtol=0, atol=1e-13)
+    assert sum(layer.stored_rank for layer in small.layers) == run.total_rank == target
+    torch.testing.assert_close(run.model(small.x), before, rtol=0, atol=1e-13)
     method.check(run)
     shrunk = {e.module: e.before - e.after for e in run.events if e.kind == "prune"}
     assert sum(shrunk.values()) == init * modules - target
@@ -422,42 +342,40 @@ def test_invariant_budget_is_met_exactly_at_every_mask_and_at_the_end(
 
 
 def test_final_phase_scores_nothing_and_keeps_no_scores() -> None:
-    rehearsal = Rehearsal()
+    small = Rehearsal()
     for _ in range(9):
-        rehearsal.step()
-    last = rehearsal.run.scratch["sensitivity"].clone()
+        small.step()
+    last = small.run.scratch["sensitivity"].clone()
     seen: list[Tensor] = []
-    rehearsal.run.reduce = lambda score: seen.append(score) or score  # type: ignore[func-returns-value]
-    expected = rehearsal.method._importance(rehearsal.run)
-    rehearsal.step()  # T - t_f = 9: masks with the scores of step 8
+    small.run.reduce = lambda score: seen.append(score) or score  # type: ignore[func-returns-value]
+    expected = small.method._importance(small.run)
+    small.step()  # T - t_f = 9: masks with the scores of step 8
     assert last.any()
     assert seen[1].tolist() == expected
-    rehearsal.step()
+    small.step()
     assert len(seen) == 2
-    assert not {"sensitivity", "uncertainty"} & set(rehearsal.run.scratch)
+    assert not {"sensitivity", "uncertainty"} & set(small.run.scratch)
 
 
 def test_finalize_takes_the_losers_out_of_model_and_optimizer() -> None:
-    rehearsal = Rehearsal(replace(METHOD, target_rank=1))
+    small = Rehearsal(replace(METHOD, target_rank=1))
     for _ in range(6):
-        rehearsal.step()
-    loser = rehearsal.layers[1]
-    sizes = [p.numel() for block in rehearsal.blocks for p in (block.gate, block.a, block.b)]
+        small.step()
+    loser = small.layers[1]
+    sizes = [p.numel() for block in small.blocks for p in (block.gate, block.a, block.b)]
     scores = [torch.ones(n, dtype=torch.float64) for n in sizes]
     for part in scores[3:6]:
         part.zero_()  # module 1 loses everything
-    rehearsal.run.scratch["sensitivity"] = torch.cat(scores) * 1e9
-    rehearsal.run.scratch["uncertainty"] = torch.cat(scores) * 1e9
-    rehearsal.to_the_end()
+    small.run.scratch["sensitivity"] = torch.cat(scores) * 1e9
+    small.run.scratch["uncertainty"] = torch.cat(scores) * 1e9
+    small.to_the_end()
     assert (loser.rank, loser.stored_rank, len(loser.blocks)) == (0, 0, 0)
     x = torch.ones(1, 4, dtype=torch.float64)
     assert torch.equal(loser(x), loser.base(x))
-    assert rehearsal.run.optimizer is not None
-    held = {id(p) for group in rehearsal.run.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in rehearsal.run.trainable_parameters()}
-    for block in rehearsal.blocks:
-        assert rehearsal.run.optimizer.state[block.a]["exp_avg"].shape == block.a.shape
-    rehearsal.method.check(rehearsal.run)
+    assert in_optimizer(small.run) == {id(p) for p in small.run.trainable_parameters()}
+    for block in small.blocks:
+        assert small.run.optimizer.state[block.a]["exp_avg"].shape == block.a.shape
+    small.method.check(small.run)
 
 
 # -- against peft -------------------------------------------------------------------------------------------
@@ -497,7 +415,7 @@ def test_whole_course_equals_that_of_peft(interval: int, final: int) -> None:
         lora_dropout=0.0,
         target_modules=[f"net.layers.{i}" for i in range(3)],
     )
-    net = Net()
+    net = square()
     theirs = AdaLoraModel(WithLoss(net), config, "default").double()
     for param in net.head.parameters():
         param.requires_grad_(True)
@@ -567,19 +485,19 @@ def test_refused_phases(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_score_that_is_not_finite_stops_the_run() -> None:
-    rehearsal = Rehearsal()
+    small = Rehearsal()
     for _ in range(3):
-        rehearsal.step()
-    rehearsal.run.scratch["sensitivity"][5] = math.nan
+        small.step()
+    small.run.scratch["sensitivity"][5] = math.nan
     with pytest.raises(Diverged, match="step 3"):
-        rehearsal.step()
+        small.step()
 
 
 def test_promise_the_budget_is_met_and_the_model_really_is_smaller() -> None:
-    rehearsal = Rehearsal().to_the_end()
-    METHOD.check(rehearsal.run)
+    small = Rehearsal().to_the_end()
+    METHOD.check(small.run)
     with pytest.raises(PromiseBroken, match="6 ranks .6 stored. instead of 3"):
-        replace(METHOD, target_rank=1).check(rehearsal.run)
+        replace(METHOD, target_rank=1).check(small.run)
     unresized = Rehearsal()
     for _ in range(12):
         unresized.step()

@@ -9,17 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import WHOLE, Net, Small, in_optimizer, only_block, square
 from torch import Tensor, nn
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
+from adalora_bench.lowrank.adapter import LowRankLinear
 from adalora_bench.lowrank.function import delta, product_step
 from adalora_bench.methods.base import Facts
 from adalora_bench.methods.delta_lora import DeltaLora
 from adalora_bench.methods.lora import Lora
 from adalora_bench.train.checkpoint import frozen_base_names
-from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 METHOD = DeltaLora(
     version=1,
@@ -38,103 +37,33 @@ METHOD = DeltaLora(
 class Turned(nn.Module):
     """A linear layer that stores its weight as (in, out), as GPT-2's does."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(width, width) / width**0.5)
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.randn(width_in, width_out) / width_in**0.5)
+        self.bias = nn.Parameter(torch.zeros(width_out))
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight + self.bias
 
 
-class Net(nn.Module):
-    def __init__(self, modules: int = 2, width: int = 5, *, turned: bool = False) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            make = Turned if turned else lambda width: nn.Linear(width, width)
-            self.layers = nn.ModuleList(make(width) for _ in range(modules))
-            self.head = nn.Linear(width, 1)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-        return self.head(x)
-
-
-class Rehearsal:
-    """A begun run and the hand loop that drives it: the order of the hooks is that of train/loop.py."""
+class Rehearsal(Small):
+    """A run whose batch is one piece, and how far it moved the weights."""
 
     def __init__(
-        self,
-        method: DeltaLora | Lora,
-        net: Net,
-        *,
-        total: int = 8,
-        decay: float = 0.01,
-        warmup: int = 2,
-        clip: float = 1.0,
+        self, method: DeltaLora | Lora, net: Net | None = None, *, total: int = 8, warmup: int = 2, **how: Any
     ) -> None:
-        self.method, self.clip = method, clip
-        self.run = Run(
-            net,
-            {f"layers.{i}": "q" for i in range(len(net.layers))},
-            total_steps=total,
-            steps_per_epoch=total,
-            settings=OptimizerSettings(warmup=warmup, weight_decay=decay),
-            generator=torch.Generator().manual_seed(0),
-            head=list(net.head.parameters()),
-        )
-        begin(method, self.run)
+        net = square(2, 5) if net is None else net
+        super().__init__(method, net=net, total=total, warmup=warmup, schedule="linear", pieces=WHOLE, **how)
         self.base = [layer.weight.detach().clone() for layer in self.layers]
-        generator = torch.Generator().manual_seed(1)
-        self.x = torch.randn(6, net.head.in_features, generator=generator, dtype=torch.float64)
-        self.y = self.x.sum(1, keepdim=True).sin()
-        self.losses: list[float] = []
-
-    @property
-    def layers(self) -> list[LowRankLinear]:
-        return list(self.run.adapters.values())
-
-    def loss(self) -> Tensor:
-        return (self.run.model(self.x) - self.y).square().mean()
-
-    def step(self) -> None:
-        run, method = self.run, self.method
-        assert run.optimizer is not None
-        run.optimizer.zero_grad()
-        method.before_forward(run)
-        loss = self.loss()
-        loss.backward()
-        self.losses.append(float(loss.detach()))
-        method.after_backward(run)
-        run.clip(self.clip)
-        run.set_learning_rates()
-        run.optimizer.step()
-        method.after_step(run)
-        run.observe()
-        run.advance()
-
-    def to_the_end(self) -> Rehearsal:
-        while self.run.step < self.run.total_steps:
-            self.step()
-        self.method.finalize(self.run)
-        return self
 
     def moved(self) -> list[Tensor]:
         """W_t - W_0 of every layer."""
         return [layer.weight.detach() - w0 for layer, w0 in zip(self.layers, self.base, strict=True)]
 
 
-def block_of(layer: LowRankLinear) -> RankBlock:
-    (block,) = layer.rank_blocks()
-    return block
-
-
 def product(layer: LowRankLinear) -> Tensor:
     """AB in the paper's notation, (out, in), without the scale."""
-    block = block_of(layer)
+    block = only_block(layer)
     return (block.b.T @ block.a).detach()
 
 
@@ -156,9 +85,9 @@ def lora(alpha: float = 4.0) -> Lora:
 
 
 def test_eq3_branch_is_alpha_over_r_ab_and_zero_at_the_start() -> None:
-    rehearsal = Rehearsal(METHOD, Net(1, 2))
-    (layer,) = rehearsal.layers
-    block = block_of(layer)
+    small = Rehearsal(METHOD, square(1, 2))
+    (layer,) = small.layers
+    block = only_block(layer)
     x = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
     assert torch.equal(layer(x), layer.base(x))
     assert block.a.abs().max() <= 2**-0.5
@@ -170,32 +99,32 @@ def test_eq3_branch_is_alpha_over_r_ab_and_zero_at_the_start() -> None:
     torch.testing.assert_close(layer(x) - layer.base(x), by_hand, rtol=0, atol=1e-14)
 
 
-def gradients(rehearsal: Rehearsal) -> list[tuple[Tensor, Tensor]]:
+def gradients(small: Rehearsal) -> list[tuple[Tensor, Tensor]]:
     """(g_W, g_AB) of every layer after one backward pass."""
-    for layer in rehearsal.layers:
-        block_of(layer).b.data.normal_(generator=rehearsal.run.generator)
+    for layer in small.layers:
+        only_block(layer).b.data.normal_(generator=small.run.generator)
         layer.base.weight.requires_grad_(True)
         layer.want_delta_grad = True
-    rehearsal.run.model.train()
-    rehearsal.loss().backward()
-    return [(layer.base.weight.grad, layer.delta_grad) for layer in rehearsal.layers]  # type: ignore[misc]
+    small.run.model.train()
+    small.loss().backward()
+    return [(layer.base.weight.grad, layer.delta_grad) for layer in small.layers]  # type: ignore[misc]
 
 
 def test_eq4_gradient_of_w_is_the_gradient_of_ab() -> None:
-    rehearsal = Rehearsal(METHOD, Net())
-    for layer, (g_w, g_ab) in zip(rehearsal.layers, gradients(rehearsal), strict=True):
+    small = Rehearsal(METHOD)
+    for layer, (g_w, g_ab) in zip(small.layers, gradients(small), strict=True):
         assert g_w.abs().max() > 1e-3
         torch.testing.assert_close(g_ab, g_w, rtol=0, atol=1e-15)
-        block = block_of(layer)  # and the factors' gradients carry s = 2, not (1 + lambda) s
+        block = only_block(layer)  # and the factors' gradients carry s = 2, not (1 + lambda) s
         torch.testing.assert_close(block.a.grad, 2 * block.b.detach() @ g_w, rtol=0, atol=1e-14)
         torch.testing.assert_close(block.b.grad, 2 * block.a.detach() @ g_w.T, rtol=0, atol=1e-14)
 
 
 def test_eq7_dropout_in_the_branch_breaks_that() -> None:
-    rehearsal = Rehearsal(replace(METHOD, dropout=0.5, allow_dropout=True), Net())
+    small = Rehearsal(replace(METHOD, dropout=0.5, allow_dropout=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        pairs = gradients(rehearsal)
+        pairs = gradients(small)
     assert all((g_w - g_ab).abs().max() > 1e-3 for g_w, g_ab in pairs)
 
 
@@ -215,26 +144,26 @@ def test_eq5_expansion_has_minus_signs_in_its_first_order() -> None:
 
 
 def test_eq6_w_moves_by_lambda_alpha_over_r_times_the_step_of_ab() -> None:
-    rehearsal = Rehearsal(replace(METHOD, rank=1, alpha=3.0, ratio=2.0, start=0), Net(1, 2))
-    (layer,) = rehearsal.layers
-    block, run = block_of(layer), rehearsal.run
+    small = Rehearsal(replace(METHOD, rank=1, alpha=3.0, ratio=2.0, start=0), square(1, 2))
+    (layer,) = small.layers
+    block, run = only_block(layer), small.run
     block.a.data = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     block.b.data = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
     METHOD.after_backward(run)
     with torch.no_grad():  # the optimizer's part, in place
         block.a.copy_(torch.tensor([[2.0, 1.0]]))
         block.b.copy_(torch.tensor([[0.0, 3.0]]))
-    rehearsal.method.after_step(run)
+    small.method.after_step(run)
     # AB: [[1, 2], [-1, -2]] -> [[0, 0], [6, 3]]; the step is [[-1, -2], [7, 5]]; 2 * 3 / 1 = 6 times it
     by_hand = torch.tensor([[-6.0, -12.0], [42.0, 30.0]], dtype=torch.float64)
-    torch.testing.assert_close(rehearsal.moved()[0], by_hand, rtol=0, atol=1e-14)
+    torch.testing.assert_close(small.moved()[0], by_hand, rtol=0, atol=1e-14)
     assert "before" not in run.scratch
 
 
 def test_eq8_weight_decay_acts_on_a_and_b_and_reaches_w_through_their_product_only() -> None:
-    rehearsal = Rehearsal(replace(METHOD, start=0, lr=0.1), Net(1), decay=0.5, warmup=0)
-    (layer,) = rehearsal.layers
-    block, run = block_of(layer), rehearsal.run
+    small = Rehearsal(replace(METHOD, start=0, lr=0.1), square(1, 5), weight_decay=0.5, warmup=0)
+    (layer,) = small.layers
+    block, run = only_block(layer), small.run
     block.b.data.fill_(1.0)
     before = product(layer)
     METHOD.after_backward(run)
@@ -243,35 +172,34 @@ def test_eq8_weight_decay_acts_on_a_and_b_and_reaches_w_through_their_product_on
     assert run.optimizer is not None
     run.optimizer.step()  # no gradient: each factor shrinks by 1 - .1 * .5 = .95
     METHOD.after_step(run)
-    torch.testing.assert_close(rehearsal.moved()[0], 0.5 * 2 * (0.95**2 - 1) * before, rtol=0, atol=1e-14)
+    torch.testing.assert_close(small.moved()[0], 0.5 * 2 * (0.95**2 - 1) * before, rtol=0, atol=1e-14)
 
 
 def test_algorithm_1_the_first_step_that_moves_w_is_number_k() -> None:
     """Counted from 0, so K steps are plain LoRA; the base line is AB after these K steps."""
-    rehearsal = Rehearsal(METHOD, Net())
+    small = Rehearsal(METHOD)
     for _ in range(3):
-        rehearsal.step()
-        assert all(not moved.any() for moved in rehearsal.moved())
-    start = [product(layer) for layer in rehearsal.layers]
+        small.step()
+        assert all(not moved.any() for moved in small.moved())
+    start = [product(layer) for layer in small.layers]
     assert all(ab.any() for ab in start)
-    rehearsal.step()
-    for layer, moved, ab in zip(rehearsal.layers, rehearsal.moved(), start, strict=True):
+    small.step()
+    for layer, moved, ab in zip(small.layers, small.moved(), start, strict=True):
         assert moved.any()
         torch.testing.assert_close(moved, 0.5 * 2 * (product(layer) - ab), rtol=0, atol=1e-14)
-    (event,) = rehearsal.run.events
+    (event,) = small.run.events
     assert (event.step, event.kind, event.before, event.after) == (3, "base_moves", 0, 2)
 
 
 def test_algorithm_1_w_is_no_parameter_of_the_optimizer_and_travels_in_checkpoints() -> None:
-    rehearsal = Rehearsal(METHOD, Net()).to_the_end()
-    assert rehearsal.run.optimizer is not None
-    held = {id(p) for group in rehearsal.run.optimizer.param_groups for p in group["params"]}
-    for layer in rehearsal.layers:
+    small = Rehearsal(METHOD).to_the_end()
+    held = in_optimizer(small.run)
+    for layer in small.layers:
         assert id(layer.base.weight) not in held
         assert not layer.base.weight.requires_grad
         assert layer.base.weight.grad is None
     assert METHOD.moves_base
-    assert not any("base.weight" in name for name in frozen_base_names(rehearsal.run, moves_base=True))
+    assert not any("base.weight" in name for name in frozen_base_names(small.run, moves_base=True))
 
 
 # -- what follows -------------------------------------------------------------------------------------------
@@ -290,14 +218,14 @@ def test_invariant_steps_telescope_and_the_whole_change_has_rank_2r(
     modules: int, rank: int, start: int, ratio: float, alpha: float, turned: bool
 ) -> None:
     method = replace(METHOD, rank=rank, start=start, ratio=ratio, alpha=alpha)
-    rehearsal = Rehearsal(method, Net(modules, 8, turned=turned), total=6)
-    run = rehearsal.run
-    baseline = [product(layer) for layer in rehearsal.layers]
+    small = Rehearsal(method, square(modules, 8, make=Turned if turned else nn.Linear), total=6)
+    run = small.run
+    baseline = [product(layer) for layer in small.layers]
     while run.step < run.total_steps:
         if run.step <= start:
-            baseline = [product(layer) for layer in rehearsal.layers]
-        rehearsal.step()
-        for layer, moved, ab in zip(rehearsal.layers, rehearsal.moved(), baseline, strict=True):
+            baseline = [product(layer) for layer in small.layers]
+        small.step()
+        for layer, moved, ab in zip(small.layers, small.moved(), baseline, strict=True):
             s = alpha / rank
             if run.step <= start:
                 assert not moved.any()
@@ -315,8 +243,8 @@ def test_invariant_steps_telescope_and_the_whole_change_has_rank_2r(
 
 @pytest.mark.parametrize("changes", [{"ratio": 0.0}, {"start": 8}])
 def test_invariant_no_ratio_or_no_start_is_lora(changes: dict[str, Any]) -> None:
-    ours = Rehearsal(replace(METHOD, **changes), Net()).to_the_end()
-    plain = Rehearsal(lora(), Net()).to_the_end()
+    ours = Rehearsal(replace(METHOD, **changes)).to_the_end()
+    plain = Rehearsal(lora()).to_the_end()
     assert ours.losses == plain.losses
     assert all(not moved.any() for moved in ours.moved())
     for a, b in zip(ours.layers, plain.layers, strict=True):
@@ -325,18 +253,18 @@ def test_invariant_no_ratio_or_no_start_is_lora(changes: dict[str, Any]) -> None
 
 def test_invariant_from_step_0_with_adam_it_is_lora_with_alpha_times_1_plus_lambda() -> None:
     """Adam sees the scale of a gradient through its epsilon only (clipping sees it). A note for any table."""
-    ours = Rehearsal(replace(METHOD, start=0, ratio=2.0), Net(), total=50, clip=0).to_the_end()
-    plain = Rehearsal(lora(alpha=12.0), Net(), total=50, clip=0).to_the_end()
+    ours = Rehearsal(replace(METHOD, start=0, ratio=2.0), total=50, clip=0).to_the_end()
+    plain = Rehearsal(lora(alpha=12.0), total=50, clip=0).to_the_end()
     assert ours.losses[0] - ours.losses[-1] > 0.1
     assert ours.losses == pytest.approx(plain.losses, abs=1e-4)
-    late = Rehearsal(replace(METHOD, start=25, ratio=2.0), Net(), total=50, clip=0).to_the_end()
+    late = Rehearsal(replace(METHOD, start=25, ratio=2.0), total=50, clip=0).to_the_end()
     assert abs(late.losses[-1] - plain.losses[-1]) > 1e-4
 
 
 def test_export_merged_weight_and_rank_2r_factors_give_the_same_output() -> None:
-    rehearsal = Rehearsal(METHOD, Net()).to_the_end()
-    x = rehearsal.x
-    for layer, w0 in zip(rehearsal.layers, rehearsal.base, strict=True):
+    small = Rehearsal(METHOD).to_the_end()
+    x = small.x
+    for layer, w0 in zip(small.layers, small.base, strict=True):
         adapted = layer(x)
         torch.testing.assert_close(layer.merge()(x), adapted, rtol=0, atol=1e-14)
         up = METHOD.total_update(layer)
@@ -375,22 +303,22 @@ def test_refused_start_behind_the_end(start: int | str, steps: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8])
 def test_refused_base_that_cannot_hold_small_steps(dtype: torch.dtype) -> None:
-    net = Net(1)
+    net = square(1, 5)
     net.layers[0].weight = nn.Parameter(net.layers[0].weight.detach().to(dtype), requires_grad=False)
     with pytest.raises(UserError, match=str(dtype).removeprefix("torch.")):
         Rehearsal(METHOD, net)
 
 
 def test_promise_every_step_from_k_on_moved_w() -> None:
-    rehearsal = Rehearsal(METHOD, Net()).to_the_end()
-    METHOD.check(rehearsal.run)
-    assert rehearsal.run.scratch["updates"] == 5
-    rehearsal.run.scratch["updates"] = 4
+    small = Rehearsal(METHOD).to_the_end()
+    METHOD.check(small.run)
+    assert small.run.scratch["updates"] == 5
+    small.run.scratch["updates"] = 4
     with pytest.raises(PromiseBroken, match="in 4 steps instead of 5"):
-        METHOD.check(rehearsal.run)
-    still = Rehearsal(METHOD, Net()).to_the_end()
+        METHOD.check(small.run)
+    still = Rehearsal(METHOD).to_the_end()
     for layer in still.layers:
-        block_of(layer).a.data.copy_(layer.get_buffer("start_a"))
-        block_of(layer).b.data.copy_(layer.get_buffer("start_b"))
+        only_block(layer).a.data.copy_(layer.get_buffer("start_a"))
+        only_block(layer).b.data.copy_(layer.get_buffer("start_b"))
     with pytest.raises(PromiseBroken, match="no Delta-LoRA update moved W"):
         METHOD.check(still.run)

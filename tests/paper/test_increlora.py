@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from small_runs import Net, Small, fill, growths, in_optimizer, square
+from torch import Tensor
 
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
@@ -18,8 +19,6 @@ from adalora_bench.lowrank.allocate import grow_top
 from adalora_bench.lowrank.scores import orthogonality, smooth, uncertainty, update_sensitivity
 from adalora_bench.methods.base import Facts
 from adalora_bench.methods.increlora import IncreLora
-from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 METHOD = IncreLora(
     version=1,
@@ -46,123 +45,42 @@ METHOD = IncreLora(
 )
 
 
-class Net(nn.Module):
-    """Linear layers with tanh in between, and a head that is not adapted."""
-
-    def __init__(self, modules: int = 3, width: int = 4) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(modules))
-            self.head = nn.Linear(width, 1)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-        return self.head(x)
-
-
-class Rehearsal:
-    """A begun run and the hand loop that drives it: the order of the hooks is that of train/loop.py."""
-
-    def __init__(
-        self, method: IncreLora, net: Net, *, total: int = 20, warmup: int = 3, clip: float = 1.0
-    ) -> None:
-        self.method, self.clip = method, clip
-        self.run = Run(
-            net,
-            {f"layers.{i}": "q" for i in range(len(net.layers))},
-            total_steps=total,
-            steps_per_epoch=total,
-            settings=OptimizerSettings(warmup=warmup, weight_decay=0.01),
-            generator=torch.Generator().manual_seed(0),
-            head=list(net.head.parameters()),
-        )
-        begin(method, self.run)
-        self.rates: list[dict[str, float]] = []
-        width = net.head.in_features
-        generator = torch.Generator().manual_seed(1)
-        self.x = torch.randn(6, width, generator=generator, dtype=torch.float64)
-        self.y = self.x.sum(1, keepdim=True).sin()
-
-    @property
-    def layers(self) -> list[LowRankLinear]:
-        return list(self.run.adapters.values())
-
-    def loss(self, rows: slice = slice(None)) -> Tensor:
-        return (self.run.model(self.x[rows]) - self.y[rows]).square().sum() / len(self.x)
-
-    def step(self) -> None:
-        run, method = self.run, self.method
-        assert run.optimizer is not None
-        run.optimizer.zero_grad()
-        method.before_forward(run)
-        for rows in (slice(0, 2), slice(2, 6)):
-            self.loss(rows).backward()
-        penalty = method.penalty(run)
-        if penalty is not None:
-            penalty.backward()
-        method.after_backward(run)
-        run.clip(self.clip)
-        run.set_learning_rates()
-        self.rates.append({group["name"]: group["lr"] for group in run.optimizer.param_groups})
-        run.optimizer.step()
-        method.after_step(run)
-        run.observe()
-        run.advance()
-
-    def to_the_end(self) -> Rehearsal:
-        while self.run.step < self.run.total_steps:
-            self.step()
-        self.method.finalize(self.run)
-        return self
-
-    def group(self, name: str) -> dict[str, Any]:
-        assert self.run.optimizer is not None
-        (group,) = [g for g in self.run.optimizer.param_groups if g["name"] == name]
-        return group
+def started(
+    method: IncreLora = METHOD, net: Net | None = None, *, total: int = 20, warmup: int = 3, clip: float = 1.0
+) -> Small:
+    net = square() if net is None else net
+    return Small(method, net=net, total=total, warmup=warmup, clip=clip, schedule="linear")
 
 
 def blocks(layer: LowRankLinear) -> list[RankBlock]:
     return list(layer.rank_blocks())
 
 
-def fill(block: RankBlock, a: list[list[float]], b: list[list[float]], gate: list[float]) -> None:
-    block.a.data = torch.tensor(a, dtype=torch.float64)
-    block.b.data = torch.tensor(b, dtype=torch.float64)
-    block.gate.data = torch.tensor(gate, dtype=torch.float64)
-
-
-def scalar_modules(**changes: Any) -> Rehearsal:
+def scalar_modules(**changes: Any) -> Small:
     """1 x 1 matrices with dW = 1, so that a module's score is |its gradient|."""
     plain = {"scale_by": "none", "alpha": 1.0, "interval": 100, "growth_warmup": 100}
-    rehearsal = Rehearsal(replace(METHOD, **(plain | changes)), Net(3, 1))
-    for layer in rehearsal.layers:
+    small = started(replace(METHOD, **(plain | changes)), square(3, 1))
+    for layer in small.layers:
         first, reserve = blocks(layer)
         fill(first, [[1.0]], [[1.0]], [1.0])
         reserve.a.data.zero_()
-    return rehearsal
+    return small
 
 
-def score_with(rehearsal: Rehearsal, gradients: list[float]) -> None:
+def score_with(small: Small, gradients: list[float]) -> None:
     """One step whose task gradient of dW is given."""
-    for layer, g in zip(rehearsal.layers, gradients, strict=True):
+    for layer, g in zip(small.layers, gradients, strict=True):
         layer.delta_grad = torch.tensor([[g]], dtype=torch.float64)
-    rehearsal.method.after_backward(rehearsal.run)
-    rehearsal.run.advance()
-
-
-def growths(run: Run) -> list[tuple[int, str, int, int]]:
-    return [(e.step, e.module, e.before, e.after) for e in run.events if e.kind == "grow"]
+    small.method.after_backward(small.run)
+    small.run.advance()
 
 
 # -- Eq. 3 --------------------------------------------------------------------------------------------------
 
 
 def test_eq3_update_is_the_sum_of_lambda_b_a_times_the_scale() -> None:
-    rehearsal = Rehearsal(METHOD, Net(1, 2))
-    (layer,) = rehearsal.layers
+    small = started(METHOD, square(1, 2))
+    (layer,) = small.layers
     first, reserve = blocks(layer)
     fill(first, [[1.0, 2.0]], [[3.0, -1.0]], [0.5])
     fill(reserve, [[0.0, 4.0]], [[1.0, 5.0]], [1e-5])
@@ -179,27 +97,27 @@ def test_eq3_update_is_the_sum_of_lambda_b_a_times_the_scale() -> None:
 )
 def test_eq3_scale_follows_the_active_rank(scale_by: str, at_rank_1: float, at_rank_3: float) -> None:
     method = replace(METHOD, scale_by=scale_by, target_rank=4, ranks_per_growth=2, top_h=3)
-    rehearsal = Rehearsal(method, Net())
-    assert {layer.scale for layer in rehearsal.layers} == {at_rank_1}
+    small = started(method)
+    assert {layer.scale for layer in small.layers} == {at_rank_1}
     for _ in range(5):
-        rehearsal.step()
-    assert [layer.rank for layer in rehearsal.layers] == [3, 3, 3]
-    assert [layer.scale for layer in rehearsal.layers] == pytest.approx([at_rank_3] * 3, rel=1e-15)
+        small.step()
+    assert [layer.rank for layer in small.layers] == [3, 3, 3]
+    assert [layer.scale for layer in small.layers] == pytest.approx([at_rank_3] * 3, rel=1e-15)
 
 
 def test_eq3_growth_changes_the_output_by_the_scale_and_the_reserve_only() -> None:
     """r / (r + n) is the jump of alpha / r; a constant scale has none."""
     for scale_by, factor in (("active", 1.00001 / 2.00001), ("target", 1.0)):
-        rehearsal = Rehearsal(replace(METHOD, scale_by=scale_by, top_h=3, target_rank=3), Net())
+        small = started(replace(METHOD, scale_by=scale_by, top_h=3, target_rank=3))
         for _ in range(4):
-            rehearsal.step()
-        before = [layer.delta().detach() for layer in rehearsal.layers]
-        run = rehearsal.run
-        rehearsal.method.before_forward(run)
-        rehearsal.loss().backward()
-        rehearsal.method.after_backward(run)
-        assert [layer.rank for layer in rehearsal.layers] == [2, 2, 2]
-        for old, layer in zip(before, rehearsal.layers, strict=True):
+            small.step()
+        before = [layer.delta().detach() for layer in small.layers]
+        run = small.run
+        small.method.before_forward(run)
+        small.loss().backward()
+        small.method.after_backward(run)
+        assert [layer.rank for layer in small.layers] == [2, 2, 2]
+        for old, layer in zip(before, small.layers, strict=True):
             assert old.abs().max() > 1e-6
             # a new reserve adds 16 * 1e-5 * .02 * .02 = 6e-8 or so
             torch.testing.assert_close(layer.delta(), old * factor, rtol=0, atol=1e-6)
@@ -213,14 +131,14 @@ def test_eq3_growth_changes_the_output_by_the_scale_and_the_reserve_only() -> No
 )
 def test_eq4_penalty_over_whole_modules_with_their_reserve(squared: bool, expected: float) -> None:
     """Mean over the 2n = 4 matrices; the plain norm is the default, Eq. 4 as printed squares it."""
-    rehearsal = Rehearsal(replace(METHOD, orthogonality_squared=squared), Net(2, 2))
-    one, two = rehearsal.layers
+    small = started(replace(METHOD, orthogonality_squared=squared), square(2, 2))
+    one, two = small.layers
     # A = [1 0; 1 1]: A A^T - I = [0 1; 1 1], squares sum to 3.  B rows [2 0], [0 1]: [3 0; 0 0], 9.
     fill(blocks(one)[0], [[1.0, 0.0]], [[2.0, 0.0]], [0.3])
     fill(blocks(one)[1], [[1.0, 1.0]], [[0.0, 1.0]], [1e-5])
     fill(blocks(two)[0], [[1.0, 0.0]], [[0.0, 1.0]], [0.3])
     fill(blocks(two)[1], [[0.0, 1.0]], [[1.0, 0.0]], [1e-5])
-    penalty = rehearsal.method.penalty(rehearsal.run)
+    penalty = small.method.penalty(small.run)
     assert penalty is not None
     assert float(penalty.detach()) == pytest.approx(expected, abs=1e-14)
     penalty.backward()
@@ -246,13 +164,13 @@ def test_eq5_sensitivity(norm: str, expected: float) -> None:
     assert float(update_sensitivity(delta, grad, norm=norm)) == expected
 
 
-def dense_gradients(rehearsal: Rehearsal) -> list[tuple[Tensor, Tensor]]:
+def dense_gradients(small: Small) -> list[tuple[Tensor, Tensor]]:
     """(dW, dL/d(dW)) of every module by plain autograd through dense matrices, task loss of the whole batch."""
-    updates = [layer.delta().detach().requires_grad_() for layer in rehearsal.layers]
-    x = rehearsal.x
-    for layer, update in zip(rehearsal.layers, updates, strict=True):
+    updates = [layer.delta().detach().requires_grad_() for layer in small.layers]
+    x = small.x
+    for layer, update in zip(small.layers, updates, strict=True):
         x = torch.tanh(x @ (layer.base.weight + update).T + layer.base.bias)
-    ((rehearsal.run.model.head(x) - rehearsal.y).square().sum() / len(x)).backward()
+    ((small.run.model.head(x) - small.y).square().sum() / len(x)).backward()
     return [(update.detach(), update.grad) for update in updates]
 
 
@@ -260,26 +178,26 @@ def dense_gradients(rehearsal: Rehearsal) -> list[tuple[Tensor, Tensor]]:
 def test_eq5_score_sees_the_task_gradient_alone_unclipped_and_summed_over_micro_batches(
     norm: str, divisor: float
 ) -> None:
-    rehearsal = Rehearsal(replace(METHOD, score_norm=norm, orthogonality=50.0), Net(), clip=1e-6)
-    for layer in rehearsal.layers:
+    small = started(replace(METHOD, score_norm=norm, orthogonality=50.0), clip=1e-6)
+    for layer in small.layers:
         blocks(layer)[0].gate.data.fill_(0.4)
         blocks(layer)[0].b.data *= 20
-    by_hand = [0.15 * float((dw * g).abs().sum()) / divisor for dw, g in dense_gradients(rehearsal)]
-    rehearsal.step()
+    by_hand = [0.15 * float((dw * g).abs().sum()) / divisor for dw, g in dense_gradients(small)]
+    small.step()
     assert min(by_hand) > 1e-6
-    assert rehearsal.run.scratch["sensitivity"].tolist() == pytest.approx(by_hand, rel=1e-12)
+    assert small.run.scratch["sensitivity"].tolist() == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_eq5_signed_sum_is_lambda_times_its_gradient() -> None:
     """sum(dW o G) = sum_i lambda_i dL/dlambda_i: holds for any low-rank form, so it checks G itself."""
-    rehearsal = Rehearsal(METHOD, Net())
-    for i, layer in enumerate(rehearsal.layers):
+    small = started()
+    for i, layer in enumerate(small.layers):
         for block in blocks(layer):
             block.gate.data.fill_(0.3 + i)
             block.gate.requires_grad_(True)
         layer.want_delta_grad = True
-    rehearsal.loss().backward()
-    for layer in rehearsal.layers:
+    small.loss().backward()
+    for layer in small.layers:
         signed = float((layer.delta().detach() * layer.delta_grad).sum())
         gates = sum(float((b.gate.detach() * b.gate.grad).sum()) for b in blocks(layer))
         assert abs(signed) > 1e-8
@@ -297,11 +215,11 @@ def test_eq5_a_score_that_is_not_finite_stops_the_run() -> None:
 def test_eq6_sensitivity_is_smoothed() -> None:
     assert float(smooth(torch.tensor(0.0), torch.tensor(2.0), 0.85)) == pytest.approx(0.3)
     assert float(smooth(torch.tensor(0.3), torch.tensor(4.0), 0.85)) == pytest.approx(0.855)
-    rehearsal = scalar_modules()
-    score_with(rehearsal, [2.0, -2.0, 0.0])
-    assert rehearsal.run.scratch["sensitivity"].tolist() == pytest.approx([0.3, 0.3, 0.0], abs=1e-15)
-    score_with(rehearsal, [4.0, 0.0, 1.0])
-    assert rehearsal.run.scratch["sensitivity"].tolist() == pytest.approx([0.855, 0.255, 0.15], abs=1e-15)
+    small = scalar_modules()
+    score_with(small, [2.0, -2.0, 0.0])
+    assert small.run.scratch["sensitivity"].tolist() == pytest.approx([0.3, 0.3, 0.0], abs=1e-15)
+    score_with(small, [4.0, 0.0, 1.0])
+    assert small.run.scratch["sensitivity"].tolist() == pytest.approx([0.855, 0.255, 0.15], abs=1e-15)
 
 
 def test_eq7_uncertainty_is_measured_against_the_updated_mean() -> None:
@@ -309,25 +227,25 @@ def test_eq7_uncertainty_is_measured_against_the_updated_mean() -> None:
     assert float(uncertainty(torch.tensor(0.0), torch.tensor(2.0), torch.tensor(0.3), 0.85)) == pytest.approx(
         0.255
     )
-    rehearsal = scalar_modules()
-    score_with(rehearsal, [2.0, -2.0, 0.0])
-    assert rehearsal.run.scratch["uncertainty"].tolist() == pytest.approx([0.255, 0.255, 0.0], abs=1e-15)
-    score_with(rehearsal, [4.0, 0.0, 1.0])
+    small = scalar_modules()
+    score_with(small, [2.0, -2.0, 0.0])
+    assert small.run.scratch["uncertainty"].tolist() == pytest.approx([0.255, 0.255, 0.0], abs=1e-15)
+    score_with(small, [4.0, 0.0, 1.0])
     # .85 * .255 + .15 * |4 - .855| ; .85 * .255 + .15 * .255 ; .15 * .85
-    assert rehearsal.run.scratch["uncertainty"].tolist() == pytest.approx([0.6885, 0.255, 0.1275], abs=1e-15)
+    assert small.run.scratch["uncertainty"].tolist() == pytest.approx([0.6885, 0.255, 0.1275], abs=1e-15)
 
 
 def test_eq8_rank_is_by_the_product_and_not_by_either_factor() -> None:
     """Module 0 has the highest I, module 1 the highest U, module 2 the highest product."""
-    rehearsal = scalar_modules(interval=1, growth_warmup=0)
-    run = rehearsal.run
-    score_with(rehearsal, [0.0, 0.0, 0.0])  # step 0: no growth, t > 0 is strict
+    small = scalar_modules(interval=1, growth_warmup=0)
+    run = small.run
+    score_with(small, [0.0, 0.0, 0.0])  # step 0: no growth, t > 0 is strict
     seen: list[list[float]] = []
     run.reduce = lambda score: seen.append(score.tolist()) or score  # type: ignore[func-returns-value]
     run.scratch["sensitivity"] = torch.tensor([1.0, 0.1, 0.8], dtype=torch.float64)
     run.scratch["uncertainty"] = torch.tensor([0.1, 1.0, 0.8], dtype=torch.float64)
     # the next S are .1, 1, .8, so that I becomes .865, .235, .8 and U .19975, .96475, .68
-    score_with(rehearsal, [0.1, 1.0, 0.8])
+    score_with(small, [0.1, 1.0, 0.8])
     assert seen == [pytest.approx([0.172783750, 0.226716250, 0.544], abs=1e-12)]
     assert growths(run) == [(1, "layers.2", 1, 2)]
 
@@ -337,8 +255,8 @@ def test_eq8_rank_is_by_the_product_and_not_by_either_factor() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_algorithm1_starts_with_rank_1_and_a_reserve(ranks: int) -> None:
-    rehearsal = Rehearsal(replace(METHOD, ranks_per_growth=ranks, target_rank=4), Net(3, 4))
-    for layer in rehearsal.layers:
+    small = started(replace(METHOD, ranks_per_growth=ranks, target_rank=4))
+    for layer in small.layers:
         first, reserve = blocks(layer)
         assert (layer.rank, layer.stored_rank, first.reserve, reserve.reserve) == (1, 1 + ranks, False, True)
         assert first.gate.tolist() == [0.0]  # dW = 0 but for the reserve
@@ -346,11 +264,11 @@ def test_algorithm1_starts_with_rank_1_and_a_reserve(ranks: int) -> None:
         assert [p.requires_grad for p in (first.a, first.b, first.gate)] == [True] * 3
         assert [p.requires_grad for p in (reserve.a, reserve.b, reserve.gate)] == [True, True, False]
         assert float(layer.delta().detach().abs().max()) < 1e-6
-    assert rehearsal.run.total_rank == 3
+    assert small.run.total_rank == 3
 
 
 def test_algorithm1_factors_start_gaussian() -> None:
-    (layer,) = Rehearsal(replace(METHOD, ranks_per_growth=9, target_rank=12), Net(1, 500)).layers
+    (layer,) = started(replace(METHOD, ranks_per_growth=9, target_rank=12), square(1, 500)).layers
     for p in (blocks(layer)[1].a, blocks(layer)[1].b):
         values = p.detach().flatten()
         assert float(values.std()) == pytest.approx(0.02, rel=0.05)
@@ -359,11 +277,11 @@ def test_algorithm1_factors_start_gaussian() -> None:
 
 
 def test_algorithm1_reserve_learns_while_its_lambda_stays() -> None:
-    rehearsal = Rehearsal(replace(METHOD, growth_warmup=10), Net())
-    before = [blocks(layer)[1].a.detach().clone() for layer in rehearsal.layers]
+    small = started(replace(METHOD, growth_warmup=10))
+    before = [blocks(layer)[1].a.detach().clone() for layer in small.layers]
     for _ in range(6):
-        rehearsal.step()
-    for layer, old in zip(rehearsal.layers, before, strict=True):
+        small.step()
+    for layer, old in zip(small.layers, before, strict=True):
         reserve = blocks(layer)[1]
         assert reserve.gate.tolist() == [1e-5]
         assert float((reserve.a.detach() - old).abs().min()) > 1e-5
@@ -382,31 +300,31 @@ def test_algorithm1_best_h_modules_grow_every_nu_steps_after_the_warm_up(
 ) -> None:
     """t > warm-up is strict: with warm-up = nu = 4 the first growth is at 8. 3 modules need 6 ranks, 2 at a time."""
     method = replace(METHOD, interval=interval, growth_warmup=warmup, top_h=2, target_rank=3)
-    rehearsal = Rehearsal(method, Net()).to_the_end()
-    assert [t for t, *_ in growths(rehearsal.run)] == [t for t in steps for _ in range(2)]
-    assert rehearsal.run.total_rank == 9
+    small = started(method).to_the_end()
+    assert [t for t, *_ in growths(small.run)] == [t for t in steps for _ in range(2)]
+    assert small.run.total_rank == 9
 
 
 def test_algorithm1_selection_is_by_score_then_by_index() -> None:
-    rehearsal = scalar_modules(interval=1, growth_warmup=0, top_h=2, target_rank=3)
-    run = rehearsal.run
-    score_with(rehearsal, [1.0, 1.0, 1.0])
-    score_with(rehearsal, [1.0, 1.0, 1.0])  # all alike: the lower indices
+    small = scalar_modules(interval=1, growth_warmup=0, top_h=2, target_rank=3)
+    run = small.run
+    score_with(small, [1.0, 1.0, 1.0])
+    score_with(small, [1.0, 1.0, 1.0])  # all alike: the lower indices
     assert growths(run) == [(1, "layers.0", 1, 2), (1, "layers.1", 1, 2)]
-    score_with(rehearsal, [0.0, 0.0, 99.0])
+    score_with(small, [0.0, 0.0, 99.0])
     # the highest score, then the lower index of the two that are alike; events are in the order of the model
     assert growths(run)[2:] == [(2, "layers.0", 2, 3), (2, "layers.2", 1, 2)]
 
 
 def test_algorithm1_growth_activates_the_reserve_and_adds_a_new_one() -> None:
-    rehearsal = Rehearsal(replace(METHOD, top_h=1, target_rank=3), Net())
+    small = started(replace(METHOD, top_h=1, target_rank=3))
     for _ in range(4):
-        rehearsal.step()
-    reserves = {name: blocks(layer)[1] for name, layer in rehearsal.run.adapters.items()}
-    rehearsal.step()
-    ((t, name, before, after),) = growths(rehearsal.run)
+        small.step()
+    reserves = {name: blocks(layer)[1] for name, layer in small.run.adapters.items()}
+    small.step()
+    ((t, name, before, after),) = growths(small.run)
     assert (t, before, after) == (4, 1, 2)
-    grown = rehearsal.run.adapters[name]
+    grown = small.run.adapters[name]
     first, second, fresh = blocks(grown)
     assert second is reserves[name]
     assert [b.reserve for b in (first, second, fresh)] == [False, False, True]
@@ -414,40 +332,38 @@ def test_algorithm1_growth_activates_the_reserve_and_adds_a_new_one() -> None:
     assert second.gate.tolist() == [1e-5]  # it starts to move from there
     assert fresh.gate.tolist() == [1e-5]
     assert not fresh.gate.requires_grad
-    for other, layer in rehearsal.run.adapters.items():
+    for other, layer in small.run.adapters.items():
         if other != name:
             assert blocks(layer)[1:] == [reserves[other]]
-    group = rehearsal.group("grown at step 4")
+    group = small.group("grown at step 4")
     assert {id(p) for p in group["params"]} == {id(p) for p in (second.gate, fresh.a, fresh.b)}
     assert (group["born"], group["warmup"], group["weight_decay"], group["peak_lr"]) == (5, 3, 0.01, 0.01)
 
 
 def test_algorithm1_a_new_group_restarts_its_own_warm_up() -> None:
     """T = 20, warm-up 3, growths at 4, 6, 8: the groups are born at 5, 7, 9 and all end at 0."""
-    rehearsal = Rehearsal(METHOD, Net())
+    small = started()
     names = [f"grown at step {t}" for t in (4, 6)]  # at 8 the last rank is given; its group follows below
     fresh: dict[str, list[Tensor]] = {}
     for t in range(20):
         if t in (5, 7):
-            fresh = {
-                n: [p.detach().clone() for p in rehearsal.group(n)["params"]] for n in names[: t // 2 - 1]
-            }
-        rehearsal.step()
+            fresh = {n: [p.detach().clone() for p in small.group(n)["params"]] for n in names[: t // 2 - 1]}
+        small.step()
         if t in (5, 7):  # the first step with a gradient has lr 0: nothing moves
             latest = names[t // 2 - 2]
-            group = rehearsal.group(latest)
+            group = small.group(latest)
             assert all(p.grad is not None for p in group["params"])
             assert all(torch.equal(p, q) for p, q in zip(group["params"], fresh[latest], strict=True))
-    assert [t for t, *_ in growths(rehearsal.run)] == [4, 6, 8]
+    assert [t for t, *_ in growths(small.run)] == [4, 6, 8]
     for name, born in (("adapter", 0), ("head", 0), (names[0], 5), (names[1], 7), ("grown at step 8", 9)):
         life = 20 - born
         warm = [0.0, 0.01 / 3, 0.02 / 3]
         down = [0.01 * (life - age) / (life - 3) for age in range(3, life)]
-        got = [rates[name] for rates in rehearsal.rates if name in rates]
+        got = [rates[name] for rates in small.rates if name in rates]
         assert got[-life:] == pytest.approx(warm + down, abs=1e-15)
         assert got[:-life] == [0.0] * (len(got) - life)
-        rehearsal.run.seek(20)
-        assert rehearsal.run.lr_of(rehearsal.group(name)) == 0.0
+        small.run.seek(20)
+        assert small.run.lr_of(small.group(name)) == 0.0
 
 
 # -- Algorithm 1: the exact final total ---------------------------------------------------------------------
@@ -457,21 +373,21 @@ def test_algorithm1_a_new_group_restarts_its_own_warm_up() -> None:
 def test_algorithm1_reaches_exactly_the_final_total(ranks: int) -> None:
     """3 modules at target 5 need 12 ranks: with 4 per growth and h = 2 the authors' rule would add 16."""
     method = replace(METHOD, target_rank=5, ranks_per_growth=ranks, top_h=2, interval=1)
-    rehearsal = Rehearsal(method, Net(), total=14).to_the_end()
-    trace = [total for _, total in rehearsal.run.budget.trace]
+    small = started(method, total=14).to_the_end()
+    trace = [total for _, total in small.run.budget.trace]
     assert trace == sorted(trace)
-    assert trace[-1] == rehearsal.run.total_rank == 15
-    method.check(rehearsal.run)
+    assert trace[-1] == small.run.total_rank == 15
+    method.check(small.run)
 
 
 def test_algorithm1_partial_last_growth_is_compacted_in_model_and_optimizer() -> None:
     method = replace(METHOD, target_rank=2, ranks_per_growth=2, top_h=1, interval=2)
-    rehearsal = Rehearsal(method, Net(), total=12).to_the_end()  # 3 ranks are missing: 2, then 1 of 2
-    assert [after - before for *_, before, after in growths(rehearsal.run)] == [2, 1]
-    assert sorted(layer.rank for layer in rehearsal.layers) in ([1, 2, 3], [1, 1, 4])
-    for layer in rehearsal.layers:
+    small = started(method, total=12).to_the_end()  # 3 ranks are missing: 2, then 1 of 2
+    assert [after - before for *_, before, after in growths(small.run)] == [2, 1]
+    assert sorted(layer.rank for layer in small.layers) in ([1, 2, 3], [1, 1, 4])
+    for layer in small.layers:
         assert layer.stored_rank == layer.rank
-    method.check(rehearsal.run)
+    method.check(small.run)
 
 
 @settings(max_examples=300, deadline=None)
@@ -534,8 +450,8 @@ def test_algorithm1_whole_growth_for_random_settings(
         accepted = True
     except UserError:
         accepted = False
-    rehearsal = Rehearsal(method, Net(modules, 2), total=total, warmup=1).to_the_end()
-    run = rehearsal.run
+    small = started(method, square(modules, 2), total=total, warmup=1).to_the_end()
+    run = small.run
     totals = [rank for _, rank in run.budget.trace]
     assert totals == sorted(totals)
     assert totals[-1] <= target * modules
@@ -555,7 +471,7 @@ def test_algorithm1_whole_growth_for_random_settings(
     assert len({id(p) for p in kept}) == len(kept)
     assert {id(p) for p in kept} == {id(p) for p in run.trainable_parameters()}
     assert {id(p) for p in run.optimizer.state} <= {id(p) for p in kept}
-    for layer in rehearsal.layers:
+    for layer in small.layers:
         assert not any(b.reserve for b in blocks(layer))
         assert layer.stored_rank == layer.rank
 
@@ -564,95 +480,95 @@ def test_algorithm1_whole_growth_for_random_settings(
 
 
 def test_algorithm1_at_the_end_reserves_leave_model_and_optimizer_and_scoring_stops() -> None:
-    rehearsal = Rehearsal(METHOD, Net())
-    run = rehearsal.run
+    small = started()
+    run = small.run
     assert run.optimizer is not None
     while run.total_rank < 6:
-        rehearsal.step()
-        assert all(layer.want_delta_grad for layer in rehearsal.layers) or run.total_rank == 6
+        small.step()
+        assert all(layer.want_delta_grad for layer in small.layers) or run.total_rank == 6
     assert run.step == 9
-    stored = {id(p) for layer in rehearsal.layers for p in layer.blocks.parameters()}
-    kept = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    stored = {id(p) for layer in small.layers for p in layer.blocks.parameters()}
+    kept = in_optimizer(run)
     head = {id(p) for p in run.head}
     assert kept == stored | head
     assert set(map(id, run.optimizer.state)) <= kept
     smoothed = run.scratch["sensitivity"].clone()
-    rehearsal.step()
-    for layer in rehearsal.layers:
+    small.step()
+    for layer in small.layers:
         assert not any(b.reserve for b in blocks(layer))
         assert all(b.gate.requires_grad for b in blocks(layer))
         assert (layer.want_delta_grad, layer.delta_grad) == (False, None)
     assert torch.equal(run.scratch["sensitivity"], smoothed)
-    rehearsal.to_the_end()
-    rehearsal.method.check(run)
+    small.to_the_end()
+    small.method.check(run)
 
 
 def test_algorithm1_every_growth_is_an_event() -> None:
-    rehearsal = Rehearsal(replace(METHOD, top_h=2, target_rank=3), Net()).to_the_end()
-    events = growths(rehearsal.run)
-    assert len(events) == len(rehearsal.run.events) == 6
-    ranks = dict.fromkeys(rehearsal.run.adapters, 1)
+    small = started(replace(METHOD, top_h=2, target_rank=3)).to_the_end()
+    events = growths(small.run)
+    assert len(events) == len(small.run.events) == 6
+    ranks = dict.fromkeys(small.run.adapters, 1)
     for _, module, before, after in events:
         assert (ranks[module], after) == (before, before + 1)
         ranks[module] = after
-    assert ranks == {name: layer.rank for name, layer in rehearsal.run.adapters.items()}
-    assert rehearsal.run.budget.trace == [[0, 3], [4, 5], [6, 7], [8, 9]]
+    assert ranks == {name: layer.rank for name, layer in small.run.adapters.items()}
+    assert small.run.budget.trace == [[0, 3], [4, 5], [6, 7], [8, 9]]
 
 
 def test_algorithm1_target_rank_1_has_nothing_to_grow() -> None:
     method = replace(METHOD, target_rank=1)
     method.precheck(Facts(total_steps=20, steps_per_epoch=20, warmup=3, modules=3))
-    rehearsal = Rehearsal(method, Net())
-    assert [layer.stored_rank for layer in rehearsal.layers] == [1, 1, 1]
-    start = float(rehearsal.loss().detach())
-    rehearsal.to_the_end()
-    assert rehearsal.run.events == []
-    assert all(layer.delta_grad is None for layer in rehearsal.layers)
-    assert float(rehearsal.loss().detach()) < start
-    method.check(rehearsal.run)
+    small = started(method)
+    assert [layer.stored_rank for layer in small.layers] == [1, 1, 1]
+    start = float(small.loss().detach())
+    small.to_the_end()
+    assert small.run.events == []
+    assert all(layer.delta_grad is None for layer in small.layers)
+    assert float(small.loss().detach()) < start
+    method.check(small.run)
 
 
 # -- the ablations of section 4.4 ---------------------------------------------------------------------------
 
 
-def snapshot(rehearsal: Rehearsal) -> dict[str, Any]:
+def snapshot(small: Small) -> dict[str, Any]:
     """All that a switch could change before the first step, and the first task gradient."""
-    run = rehearsal.run
-    rehearsal.method.before_forward(run)
-    rehearsal.loss().backward()
-    penalty = rehearsal.method.penalty(run)
+    run = small.run
+    small.method.before_forward(run)
+    small.loss().backward()
+    penalty = small.method.penalty(run)
     assert run.optimizer is not None
     names = {id(p): name for name, p in run.model.named_parameters()}
     return {
         "values": {
             n: p.detach().tolist() for n, p in run.model.named_parameters() if "blocks.1.gate" not in n
         },
-        "reserve gates": [blocks(layer)[1].gate.tolist() for layer in rehearsal.layers],
+        "reserve gates": [blocks(layer)[1].gate.tolist() for layer in small.layers],
         "trainable": {n for n, p in run.model.named_parameters() if p.requires_grad},
         "groups": [
             (g["name"], g["born"], g["warmup"], g["peak_lr"], [names[id(p)] for p in g["params"]])
             for g in run.optimizer.param_groups
         ],
-        "scales": [layer.scale for layer in rehearsal.layers],
+        "scales": [layer.scale for layer in small.layers],
         "penalty": None if penalty is None else float(penalty.detach()),
-        "scored": [layer.want_delta_grad for layer in rehearsal.layers],
+        "scored": [layer.want_delta_grad for layer in small.layers],
     }
 
 
-def ablated(**changes: Any) -> tuple[dict[str, Any], dict[str, Any], Rehearsal]:
-    """Snapshots of the full method and of the ablation, and a fresh rehearsal of the ablation."""
-    full, part = (Rehearsal(replace(METHOD, **c), Net()) for c in ({}, changes))
-    return snapshot(full), snapshot(part), Rehearsal(replace(METHOD, **changes), Net())
+def ablated(**changes: Any) -> tuple[dict[str, Any], dict[str, Any], Small]:
+    """Snapshots of the full method and of the ablation, and a fresh run of the ablation."""
+    full, part = (started(replace(METHOD, **c)) for c in ({}, changes))
+    return snapshot(full), snapshot(part), started(replace(METHOD, **changes))
 
 
 RESERVES = {f"layers.{i}.blocks.1.{name}" for i in range(3) for name in "ab"}
 
 
 def test_ablation_advance_learning_off_lets_the_reserve_sleep() -> None:
-    full, part, rehearsal = ablated(advance_learning=False)
+    full, part, small = ablated(advance_learning=False)
     # the penalty too: nothing is kept orthogonal to a reserve that sleeps
     assert {k for k in full if full[k] != part[k]} == {"reserve gates", "trainable", "groups", "penalty"}
-    counted = [layer.factors(reserve=False) for layer in rehearsal.layers]
+    counted = [layer.factors(reserve=False) for layer in small.layers]
     gaps = [
         float(torch.linalg.matrix_norm(x @ x.T - torch.eye(len(x))).detach())
         for f in counted
@@ -665,60 +581,60 @@ def test_ablation_advance_learning_off_lets_the_reserve_sleep() -> None:
     assert theirs["adapter"] - ours["adapter"] == RESERVES
     assert ours["head"] == theirs["head"]
 
-    assert all(not layer.delta().any() for layer in rehearsal.layers)
-    sleeping = [blocks(layer)[1] for layer in rehearsal.layers]
+    assert all(not layer.delta().any() for layer in small.layers)
+    sleeping = [blocks(layer)[1] for layer in small.layers]
     asleep = [b.a.detach().clone() for b in sleeping]
     for _ in range(5):
-        rehearsal.step()
-    ((t, name, *_),) = growths(rehearsal.run)
+        small.step()
+    ((t, name, *_),) = growths(small.run)
     assert t == 4
-    grown = list(rehearsal.run.adapters).index(name)
-    group = rehearsal.group("grown at step 4")
+    grown = list(small.run.adapters).index(name)
+    group = small.group("grown at step 4")
     woken = sleeping[grown]
     assert {id(p) for p in group["params"]} == {id(p) for p in (woken.gate, woken.a, woken.b)}
     assert group["born"] == 5
     assert woken.gate.tolist() == [0.0]
     assert all(torch.equal(b.a, old) for b, old in zip(sleeping, asleep, strict=True))
-    rehearsal.to_the_end()
+    small.to_the_end()
     assert woken.gate.detach().abs().min() > 0
     assert not torch.equal(woken.a, asleep[grown])
-    rehearsal.method.check(rehearsal.run)
+    small.method.check(small.run)
 
 
 def test_ablation_orthogonality_0_has_no_penalty() -> None:
-    full, part, rehearsal = ablated(orthogonality=0.0)
+    full, part, small = ablated(orthogonality=0.0)
     assert {k for k in full if full[k] != part[k]} == {"penalty"}
     assert part["penalty"] is None
-    rehearsal.to_the_end()
-    assert [t for t, *_ in growths(rehearsal.run)] == [4, 6, 8]
-    rehearsal.method.check(rehearsal.run)
+    small.to_the_end()
+    assert [t for t, *_ in growths(small.run)] == [4, 6, 8]
+    small.method.check(small.run)
 
 
 def test_ablation_restart_warmup_off_follows_the_first_curve() -> None:
-    full, part, rehearsal = ablated(restart_warmup=False)
+    full, part, small = ablated(restart_warmup=False)
     assert full == part
-    rehearsal.to_the_end()
-    with_restart = Rehearsal(METHOD, Net()).to_the_end()
+    small.to_the_end()
+    with_restart = started().to_the_end()
     # same growths: nothing differs until the first group is born; then the same members at another rate
-    assert [t for t, *_ in growths(rehearsal.run)] == [4, 6, 8]
-    assert growths(rehearsal.run)[0] == growths(with_restart.run)[0]
-    assert rehearsal.rates[:4] == with_restart.rates[:4]
-    for t, rates in enumerate(rehearsal.rates):
+    assert [t for t, *_ in growths(small.run)] == [4, 6, 8]
+    assert growths(small.run)[0] == growths(with_restart.run)[0]
+    assert small.rates[:4] == with_restart.rates[:4]
+    for t, rates in enumerate(small.rates):
         assert len(set(rates.values())) == 1, f"all groups share one curve (step {t})"
-    assert len(rehearsal.rates[-1]) == 5
-    assert {g["born"] for g in rehearsal.run.optimizer.param_groups} == {0}  # type: ignore[union-attr]
+    assert len(small.rates[-1]) == 5
+    assert {g["born"] for g in small.run.optimizer.param_groups} == {0}  # type: ignore[union-attr]
     assert {g["born"] for g in with_restart.run.optimizer.param_groups} == {0, 5, 7, 9}  # type: ignore[union-attr]
-    rehearsal.method.check(rehearsal.run)
+    small.method.check(small.run)
 
 
 def test_ablation_all_off_is_raw_incremental_allocation() -> None:
-    full, part, rehearsal = ablated(advance_learning=False, orthogonality=0.0, restart_warmup=False)
+    full, part, small = ablated(advance_learning=False, orthogonality=0.0, restart_warmup=False)
     assert {k for k in full if full[k] != part[k]} == {"reserve gates", "trainable", "groups", "penalty"}
     assert part["penalty"] is None
-    rehearsal.to_the_end()
-    assert [t for t, *_ in growths(rehearsal.run)] == [4, 6, 8]
-    assert {len(set(rates.values())) for rates in rehearsal.rates} == {1}
-    rehearsal.method.check(rehearsal.run)
+    small.to_the_end()
+    assert [t for t, *_ in growths(small.run)] == [4, 6, 8]
+    assert {len(set(rates.values())) for rates in small.rates} == {1}
+    small.method.check(small.run)
 
 
 # -- refusals -----------------------------------------------------------------------------------------------
@@ -788,10 +704,10 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any]) -> None:
 
 
 def test_check_notices_a_broken_promise() -> None:
-    rehearsal = Rehearsal(METHOD, Net())
+    small = started()
     with pytest.raises(PromiseBroken, match="3 ranks instead of 6"):
-        METHOD.check(rehearsal.run)
-    rehearsal.to_the_end()
-    rehearsal.run.events.clear()
+        METHOD.check(small.run)
+    small.to_the_end()
+    small.run.events.clear()
     with pytest.raises(PromiseBroken, match="never grew"):
-        METHOD.check(rehearsal.run)
+        METHOD.check(small.run)

@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import Small, merged_output
+from small_runs import Small, growths, in_optimizer, merged_output
 
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.lowrank.adapter import RankBlock
 from adalora_bench.lowrank.scores import mean_orthogonality
 from adalora_bench.methods.increlora import IncreLora
 from adalora_bench.methods.increlora_authors import IncreLoraAuthors, grow_as_authors
-from adalora_bench.train.state import Run
 
 METHOD = IncreLoraAuthors(
     version=1,
@@ -50,10 +49,6 @@ WIDTHS = (4, 4, 4, 4)  # three modules
 
 def reserves(small: Small) -> list[RankBlock]:
     return [block for block in small.blocks if block.reserve]
-
-
-def growths(run: Run) -> list[tuple[int, str, int, int]]:
-    return [(e.step, e.module, e.before, e.after) for e in run.events if e.kind == "grow"]
 
 
 def chosen(scores: list[float], **changes: Any) -> dict[int, int]:
@@ -173,7 +168,7 @@ def test_keep_reserves_at_the_target_lambda_is_0_and_the_regulariser_sees_them()
     assert small.run.total_rank == 6
     assert len(kept) == 3
     assert {float(block.effective_gate().detach()) for block in kept} == {0.0}
-    held = {id(p) for group in small.run.optimizer.param_groups for p in group["params"]}  # type: ignore[union-attr]
+    held = in_optimizer(small.run)
     assert all({id(block.a), id(block.b)} <= held for block in kept)
     factors = [layer.factors() for layer in small.layers]
     assert {f.a.shape[0] for f in factors} == {3}

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import Small, merged_output
+from small_runs import Small, fill, in_optimizer, merged_output
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.lowrank.adapter import RankBlock
 from adalora_bench.methods.svd_pattern import SvdPattern
 
 METHOD = SvdPattern(
@@ -32,12 +31,6 @@ METHOD = SvdPattern(
 WIDTHS = (4, 5, 3, 2)  # three modules
 
 
-def fill(block: RankBlock, a: list[list[float]], b: list[list[float]], gate: list[float]) -> None:
-    block.a.data = torch.tensor(a, dtype=torch.float64)
-    block.b.data = torch.tensor(b, dtype=torch.float64)
-    block.gate.data = torch.tensor(gate, dtype=torch.float64)
-
-
 def test_table3_every_module_has_its_rank_and_starts_at_0() -> None:
     small = Small(METHOD, WIDTHS)
     assert [layer.stored_rank for layer in small.layers] == [3, 1, 0]
@@ -49,7 +42,7 @@ def test_table3_every_module_has_its_rank_and_starts_at_0() -> None:
         assert not block.gate.detach().any()
         assert 0 < float(block.a.detach().abs().max()) < 0.2  # N(0, 0.02)
     assert small.run.optimizer is not None
-    held = {id(p) for group in small.run.optimizer.param_groups for p in group["params"]}
+    held = in_optimizer(small.run)
     assert all(id(p) in held for block in small.blocks for p in (block.a, block.b, block.gate))
 
 
