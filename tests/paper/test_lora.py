@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_runs import Net, begun, data, only_block
+from torch import nn
 
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.lowrank.adapter import LowRankLinear
@@ -15,18 +16,8 @@ from adalora_bench.train.loop import begin
 from adalora_bench.train.state import OptimizerSettings, Run
 
 
-class Net(nn.Module):
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            self.first = nn.Linear(6, 10)
-            self.second = nn.Linear(10, 4)
-            self.head = nn.Linear(4, 1)
-        self.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+def first_and_second(dtype: torch.dtype = torch.float64) -> Net:
+    return Net((6, 10, 4), ("first", "second"), dtype=dtype)
 
 
 def method(**settings: object) -> Lora:
@@ -35,28 +26,15 @@ def method(**settings: object) -> Lora:
     return Lora(**(defaults | plain | settings))  # type: ignore[arg-type]
 
 
-def started(lora: Lora, net: Net) -> Run:
-    run = Run(
-        net,
-        {"first": "up", "second": "down"},
-        total_steps=20,
-        steps_per_epoch=20,
-        settings=OptimizerSettings(schedule="constant"),
-        generator=torch.Generator().manual_seed(0),
-    )
-    begin(lora, run)
-    return run
-
-
-def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
-    return x, x.sum(1, keepdim=True).sin()
+def started(lora: Lora, net: Net | None = None) -> Run:
+    net = first_and_second() if net is None else net
+    return begun(lora, net, ("up", "down"), weight_decay=0.0, train_head=False)
 
 
 def test_section_4_1_update_is_zero_at_start_and_the_output_unchanged() -> None:
-    x, _ = data()
-    before = Net()(x)
-    run = started(method(), Net())
+    x, _ = data(6, 16, seed=3)
+    before = first_and_second()(x)
+    run = started(method())
     assert torch.equal(run.model(x), before)
     assert all(not layer.delta().any() for layer in run.adapters.values())
     with pytest.raises(PromiseBroken, match="no LoRA update"):
@@ -64,11 +42,11 @@ def test_section_4_1_update_is_zero_at_start_and_the_output_unchanged() -> None:
 
 
 def test_section_4_1_first_gradient_reaches_b_and_not_a() -> None:
-    run = started(method(), Net())
-    x, y = data()
+    run = started(method())
+    x, y = data(6, 16, seed=3)
     (run.model(x) - y).square().mean().backward()
     for layer in run.adapters.values():
-        (block,) = layer.rank_blocks()
+        block = only_block(layer)
         assert torch.equal(block.a.grad, torch.zeros_like(block.a))
         assert block.b.grad.any()
         assert block.gate.grad is None
@@ -77,9 +55,9 @@ def test_section_4_1_first_gradient_reaches_b_and_not_a() -> None:
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 4.0)])
 def test_section_4_1_scale_is_alpha_over_r_and_rslora_over_its_root(rslora: bool, scale: float) -> None:
-    run = started(method(rslora=rslora), Net())
+    run = started(method(rslora=rslora))
     layer = run.adapters["second"]
-    (block,) = layer.rank_blocks()
+    block = only_block(layer)
     block.a.data.zero_()
     block.b.data.zero_()
     block.a.data[1, 2] = 3.0
@@ -114,7 +92,7 @@ def test_section_4_1_initial_a_fills_its_bound_and_follows_the_seed() -> None:
 
 
 def test_only_targets_are_adapted_and_only_factors_and_head_train() -> None:
-    net = Net()
+    net = first_and_second()
     run = started(method(targets=["up"]), net)
     assert list(run.adapters) == ["first"]
     assert isinstance(net.first, LowRankLinear)
@@ -130,7 +108,7 @@ def test_only_targets_are_adapted_and_only_factors_and_head_train() -> None:
 
 def test_rank_pattern_gives_roles_a_rank_and_a_scale_of_their_own() -> None:
     lora = method(rank_pattern={"down": 2})
-    run = started(lora, Net())
+    run = started(lora)
     assert {name: (layer.rank, layer.scale) for name, layer in run.adapters.items()} == {
         "first": (4, 2.0),
         "second": (2, 4.0),
@@ -164,14 +142,14 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], mess
 def test_same_loss_trace_as_peft_with_the_same_tensors() -> None:
     from peft import LoraConfig, get_peft_model
 
-    ours = Net(torch.float32)
+    ours = first_and_second(torch.float32)
     run = started(method(), ours)
     theirs = get_peft_model(
-        Net(torch.float32),
+        first_and_second(torch.float32),
         LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["first", "second"]),
     )
     for name, layer in run.adapters.items():
-        (block,) = layer.rank_blocks()
+        block = only_block(layer)
         twin = theirs.base_model.model.get_submodule(name)
         twin.lora_A["default"].weight.data = block.a.detach().clone()
         twin.lora_B["default"].weight.data = block.b.detach().T.clone()
@@ -179,7 +157,7 @@ def test_same_loss_trace_as_peft_with_the_same_tensors() -> None:
     optimizer = torch.optim.AdamW(
         [p for p in theirs.parameters() if p.requires_grad], lr=0.01, weight_decay=0.0
     )
-    x, y = data(torch.float32)
+    x, y = data(6, 16, seed=3, dtype=torch.float32)
     traces: tuple[list[float], list[float]] = ([], [])
     for _ in range(20):
         for model, opt, trace in ((ours, run.optimizer, traces[0]), (theirs, optimizer, traces[1])):

@@ -8,12 +8,12 @@ one's own. What our defaults have otherwise is set to what peft does, and said.
 from __future__ import annotations
 
 import warnings
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from small_runs import Net, data, only_block
 from torch import Tensor, nn
 
 from adalora_bench.methods.peft import ADAPTER, wrapped
@@ -26,27 +26,10 @@ MODULES = {"layers.0": "q", "layers.1": "up", "layers.2": "down"}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-class Net(nn.Module):
-    """Linear layers with tanh in between, and a head that is not adapted."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(WIDTHS))
-            self.head = nn.Linear(WIDTHS[-1], 1)
-        self.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-        return self.head(x)
-
-
 def attached(method: str, dtype: torch.dtype, settings: dict[str, Any]) -> OwnLoop:
     """50 steps with warm-up, decay and a linear schedule, on the same backbone under the same seed."""
     run = attach(
-        Net(dtype),
+        Net(WIDTHS, dtype=dtype),
         method,
         modules=MODULES,
         head=["head"],
@@ -63,8 +46,7 @@ def attached(method: str, dtype: torch.dtype, settings: dict[str, Any]) -> OwnLo
 
 def losses(run: OwnLoop, dtype: torch.dtype, clip: float) -> tuple[list[float], list[float]]:
     """The task's loss and the penalty of every step; two micro-batches."""
-    x = torch.randn(12, WIDTHS[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    y = x.sum(1, keepdim=True).sin()
+    x, y = data(WIDTHS[0], 12, dtype=dtype)
     found, penalties = [], []
     for _ in range(STEPS):
         run.zero_grad()
@@ -101,7 +83,7 @@ def test_lora_has_the_losses_of_peft(dtype: torch.dtype, rslora: bool) -> None:
     ours = attached("lora", dtype, {"rank": 4, "alpha": 8.0, "rslora": rslora})
     theirs = attached("peft", dtype, {"arguments": {"r": 4, "lora_alpha": 8, "use_rslora": rslora}})
     for layer, twin in zip(ours.adapters.values(), wrapped(theirs).values(), strict=True):
-        (block,) = layer.rank_blocks()
+        block = only_block(layer)
         copy_into(twin.lora_A[ADAPTER].weight, block.a)
         copy_into(twin.lora_B[ADAPTER].weight, block.b.T)
     assert_same_course(ours, theirs, dtype)
@@ -121,7 +103,7 @@ def test_adalora_has_the_losses_and_the_masks_of_peft(dtype: torch.dtype, interv
     arguments = {"init_r": 4, "target_r": 2, "lora_alpha": 8, "orth_reg_weight": 0.5}
     theirs = attached("peft_adalora", dtype, phases | {"arguments": arguments})
     for layer, twin in zip(ours.adapters.values(), wrapped(theirs).values(), strict=True):
-        (block,) = layer.rank_blocks()
+        block = only_block(layer)
         copy_into(twin.lora_A[ADAPTER], block.a)
         copy_into(twin.lora_B[ADAPTER], block.b.T)
         copy_into(twin.lora_E[ADAPTER], block.gate[:, None])
@@ -141,7 +123,7 @@ def test_vera_has_the_losses_of_peft(dtype: torch.dtype) -> None:
     arguments = {"r": 8, "projection_prng_key": 5, "d_initial": 0.1}
     theirs = attached("peft", dtype, {"type": "VERA", "arguments": arguments})
     for layer, twin in zip(ours.adapters.values(), wrapped(theirs).values(), strict=True):
-        (block,) = layer.rank_blocks()
+        block = only_block(layer)
         # peft keeps one pair for all layers, of the largest sizes, and slices it in the forward pass
         big_a, big_b = (getattr(twin, name)[ADAPTER].to(dtype) for name in ("vera_A", "vera_B"))
         twin.vera_A[ADAPTER], twin.vera_B[ADAPTER] = big_a, big_b
@@ -161,7 +143,7 @@ def test_the_penalty_is_the_one_that_peft_adds_to_a_loss() -> None:
     class Returns(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = Net(torch.float64)
+            self.net = Net(WIDTHS)
 
         def forward(self) -> Any:
             return SimpleNamespace(loss=torch.zeros((), dtype=torch.float64))
