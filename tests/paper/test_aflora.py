@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,16 +12,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import Net, Small, in_optimizer, only_block
 from torch import Tensor, nn
 
 from adalora_bench.errors import Diverged, PromiseBroken, UserError
-from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.allocate import freeze_lowest, freezing_fraction
 from adalora_bench.lowrank.scores import freezing_score, freezing_signal, smooth, uncertainty
 from adalora_bench.methods.aflora import AfLora
 from adalora_bench.methods.base import Facts
 from adalora_bench.train import checkpoint
-from adalora_bench.train.loop import begin
 from adalora_bench.train.state import OptimizerSettings, Run
 
 METHOD = AfLora(
@@ -43,86 +41,28 @@ METHOD = AfLora(
     window=1,
     freeze=True,
 )
-ROLES = {"q": "q", "up": "up", "down": "down"}
-X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-Y = X.sum(1, keepdim=True).sin()
+NAMES = ("q", "up", "down")  # of the layers, and their roles
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            self.q = nn.Linear(4, 4)
-            self.up = nn.Linear(4, 6)
-            self.down = nn.Linear(6, 4)
-            self.head = nn.Linear(4, 1)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.down(torch.tanh(self.up(torch.tanh(self.q(x)))))))
+def q_up_down() -> Net:
+    return Net((4, 4, 6, 4), NAMES)
 
 
-def started(method: AfLora, *, total: int = 20, decay: float = 0.1) -> Run:
-    net = Net()
-    run = Run(
-        net,
-        dict(ROLES),
-        total_steps=total,
-        steps_per_epoch=5,
-        settings=OptimizerSettings(weight_decay=decay, schedule="constant"),
-        generator=torch.Generator().manual_seed(0),
-        head=list(net.head.parameters()),
-    )
-    begin(method, run)
-    return run
+def started(method: AfLora = METHOD, **changes: Any) -> Small:
+    how = {"steps_per_epoch": 5, "weight_decay": 0.1, "clip": 0.0} | changes
+    return Small(method, net=q_up_down(), roles=NAMES, **how)
 
 
-def step(method: AfLora, run: Run, *, clip: float = 0.0, seen: Callable[[], None] | None = None) -> None:
-    """One step with the hooks in the order of train/loop.py; `seen` is called right after the backward passes."""
-    assert run.optimizer is not None
-    run.optimizer.zero_grad()
-    method.before_forward(run)
-    for rows in (slice(0, 2), slice(2, 6)):
-        ((run.model(X[rows]) - Y[rows]).square().sum() / 6).backward()
-    if seen is not None:
-        seen()
-    method.after_backward(run)
-    run.clip(clip)
-    run.set_learning_rates()
-    run.optimizer.step()
-    method.after_step(run)
-    run.observe()
-    run.advance()
-
-
-def to_the_end(method: AfLora, run: Run) -> Run:
-    while run.step < run.total_steps:
-        step(method, run)
-    method.finalize(run)
-    return run
-
-
-def block(layer: LowRankLinear) -> RankBlock:
-    (only,) = layer.rank_blocks()
-    return only
-
-
-def frozen(method: AfLora, run: Run) -> set[str]:
-    return {name for name, p in method.matrices(run) if not p.requires_grad}
-
-
-def grouped(run: Run) -> set[int]:
-    assert run.optimizer is not None
-    return {id(p) for g in run.optimizer.param_groups for p in g["params"]}
+def frozen(small: Small) -> set[str]:
+    return {name for name, p in small.method.matrices(small.run) if not p.requires_grad}
 
 
 # -- Eq. 1: the layer ---------------------------------------------------------------------------------------
 
 
 def test_eq1_by_hand() -> None:
-    layer = started(METHOD).adapters["q"]
-    b = block(layer)
+    layer = started().run.adapters["q"]
+    b = only_block(layer)
     b.a.data = torch.tensor([[1.0, 0, 2.0, 0], [0, 1.0, 0, -1.0]], dtype=torch.float64)
     b.b.data = torch.tensor([[1.0, 2.0, 0, 0], [0, 1.0, 1.0, 0]], dtype=torch.float64)
     b.gate.data = torch.tensor([0.5, 2.0], dtype=torch.float64)
@@ -140,10 +80,10 @@ def test_eq1_by_hand() -> None:
 
 
 def test_eq1_starts_with_kaiming_matrices_a_small_gate_and_no_output() -> None:
-    run = started(replace(METHOD, rank=600))
-    assert torch.equal(run.model(X), Net()(X))
-    for layer in run.adapters.values():
-        b = block(layer)
+    small = started(replace(METHOD, rank=600))
+    assert torch.equal(small.run.model(small.x), q_up_down()(small.x))
+    for layer in small.run.adapters.values():
+        b = only_block(layer)
         assert layer.scale == 1.0
         assert (b.gate == 0.1).all()
         assert layer.out_gate.tolist() == [0.0] * layer.out_features
@@ -151,9 +91,9 @@ def test_eq1_starts_with_kaiming_matrices_a_small_gate_and_no_output() -> None:
             bound, values = math.sqrt(6 / fan_in), matrix.detach()
             assert 0.98 * bound < float(values.abs().max()) <= bound
             assert float(values.std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
-    (run.model(X) - Y).square().mean().backward()
-    for layer in run.adapters.values():  # only L_b sees a gradient at first
-        b = block(layer)
+    small.loss().backward()
+    for layer in small.run.adapters.values():  # only L_b sees a gradient at first
+        b = only_block(layer)
         assert not any(p.grad is not None and p.grad.any() for p in (b.a, b.b, b.gate))
         assert layer.out_gate.grad.any()
 
@@ -171,24 +111,24 @@ def test_which_matrices_train_is_by_role_and_the_others_keep_their_random_values
     choice: list[str], training: list[str]
 ) -> None:
     method = replace(METHOD, train_matrices=choice)
-    run = started(method)
-    assert [name for name, _ in method.matrices(run)] == training
+    small = started(method)
+    assert [name for name, _ in method.matrices(small.run)] == training
     others = {
         f"{name}.{letter}": p
-        for name, layer in run.adapters.items()
-        for letter, p in (("A", block(layer).a), ("B", block(layer).b))
+        for name, layer in small.run.adapters.items()
+        for letter, p in (("A", only_block(layer).a), ("B", only_block(layer).b))
         if f"{name}.{letter}" not in training
     }
     before = {name: p.detach().clone() for name, p in others.items()}
-    assert all(id(p) not in grouped(run) for p in others.values())
-    to_the_end(method, run)
+    assert all(id(p) not in in_optimizer(small.run) for p in others.values())
+    small.to_the_end()
     assert all(torch.equal(p, before[name]) and bool(p.any()) for name, p in others.items())
-    method.check(run)
-    for layer in run.adapters.values():  # vectors train everywhere, to the end
-        assert block(layer).gate.requires_grad
+    method.check(small.run)
+    for layer in small.run.adapters.values():  # vectors train everywhere, to the end
+        assert only_block(layer).gate.requires_grad
         assert layer.out_gate.requires_grad
-        assert {id(block(layer).gate), id(layer.out_gate)} <= grouped(run)
-        assert (block(layer).gate != 0.1).all()
+        assert {id(only_block(layer).gate), id(layer.out_gate)} <= in_optimizer(small.run)
+        assert (only_block(layer).gate != 0.1).all()
         assert (layer.out_gate != 0).all()
 
 
@@ -235,12 +175,12 @@ def test_eq2_to_eq4_in_training_use_unclipped_gradients_of_the_whole_batch(
 ) -> None:
     """The averages after six steps, rolled by hand from the gradients as they were before the clipping."""
     method = replace(METHOD, score=score, deviation_from=reference, initial_warmup=10, final_phase=8)
-    run = started(method)
+    small = started(method, clip=1e-4)
     mean, deviation = [0.0] * 4, [0.0] * 4
     hand: list[tuple[Any, Any]] = list(zip(mean, deviation, strict=True))
 
     def roll() -> None:
-        for k, (_, p) in enumerate(method.matrices(run)):
+        for k, (_, p) in enumerate(method.matrices(small.run)):
             i = {
                 "grad": lambda p: p.grad.abs(),
                 "weight_times_grad": lambda p: (p.detach() * p.grad).abs(),
@@ -251,11 +191,11 @@ def test_eq2_to_eq4_in_training_use_unclipped_gradients_of_the_whole_batch(
             hand[k] = new, 0.95 * u + 0.05 * (i - (m if reference == "previous" else new)).abs()
 
     for _ in range(6):
-        step(method, run, clip=1e-4, seen=roll)
+        small.step(seen=roll)
     for k, (m, u) in enumerate(hand):
         assert m.max() > 1e-6
-        torch.testing.assert_close(run.scratch[f"mean.{k}"], m, rtol=1e-12, atol=0)
-        torch.testing.assert_close(run.scratch[f"deviation.{k}"], u, rtol=1e-12, atol=0)
+        torch.testing.assert_close(small.run.scratch[f"mean.{k}"], m, rtol=1e-12, atol=0)
+        torch.testing.assert_close(small.run.scratch[f"deviation.{k}"], u, rtol=1e-12, atol=0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -274,16 +214,18 @@ def test_eq3_the_authors_form_is_beta1_times_the_papers(signals: list[float]) ->
 
 def test_window_smooths_the_mean_of_its_steps_once() -> None:
     method = replace(METHOD, window=3, initial_warmup=10, final_phase=8)
-    run = started(method)
+    small = started(method)
     signals: list[Tensor] = []
     for n in range(1, 7):
-        step(method, run, seen=lambda: signals.append(block(run.adapters["up"]).b.grad.abs().clone()))
-        assert ("mean.1" in run.scratch) == (n >= 3)
-        assert ("window.1" in run.scratch) == (n % 3 != 0)
+        small.step(seen=lambda: signals.append(only_block(small.run.adapters["up"]).b.grad.abs().clone()))
+        assert ("mean.1" in small.run.scratch) == (n >= 3)
+        assert ("window.1" in small.run.scratch) == (n % 3 != 0)
     one, two = sum(signals[:3]) / 3, sum(signals[3:]) / 3
-    torch.testing.assert_close(run.scratch["mean.1"], 0.85 * 0.15 * one + 0.15 * two, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        small.run.scratch["mean.1"], 0.85 * 0.15 * one + 0.15 * two, rtol=1e-12, atol=0
+    )
     hand = 0.95 * 0.05 * one + 0.05 * (two - 0.15 * one).abs()
-    torch.testing.assert_close(run.scratch["deviation.1"], hand, rtol=1e-12, atol=0)
+    torch.testing.assert_close(small.run.scratch["deviation.1"], hand, rtol=1e-12, atol=0)
 
 
 # -- Eq. 5: the schedule ------------------------------------------------------------------------------------
@@ -349,75 +291,77 @@ def test_step4_frozen_set_grows_to_the_count_and_holds_the_lowest(
 
 def test_steps_1_to_4_follow_the_schedule_by_hand() -> None:
     """n = 4, window of 8 from step 2: floor(4 r) is 1 at 3 (r .33), 2 at 4 (.578), 3 at 5 (.756), 4 at 10."""
-    run = started(METHOD)
+    small = started()
     counts = []
     for _ in range(20):
-        step(METHOD, run)
-        counts.append(len(frozen(METHOD, run)))
+        small.step()
+        counts.append(len(frozen(small)))
     assert counts == [0, 0, 0, 1, 2, 3, 3, 3, 3, 3] + [4] * 10
-    assert [(e.step, e.kind, e.before, e.after) for e in run.events] == [
+    assert [(e.step, e.kind, e.before, e.after) for e in small.run.events] == [
         (3, "freeze", 4, 3),
         (4, "freeze", 3, 2),
         (5, "freeze", 2, 1),
         (10, "freeze", 1, 0),
     ]
-    assert {e.module for e in run.events} == {"up.A", "up.B", "down.A", "down.B"}
-    METHOD.check(run)
+    assert {e.module for e in small.run.events} == {"up.A", "up.B", "down.A", "down.B"}
+    METHOD.check(small.run)
 
 
 def test_step4_freezes_who_scores_lowest() -> None:
-    run = started(METHOD)
+    small = started()
     for _ in range(3):
-        step(METHOD, run)
+        small.step()
     scores: dict[str, float] = {}
 
     def look() -> None:
-        for k, (name, p) in enumerate(METHOD.matrices(run)):
-            m, u, i = run.scratch[f"mean.{k}"], run.scratch[f"deviation.{k}"], p.grad.abs()
+        for k, (name, p) in enumerate(METHOD.matrices(small.run)):
+            m, u, i = small.run.scratch[f"mean.{k}"], small.run.scratch[f"deviation.{k}"], p.grad.abs()
             scores[name] = float(((0.85 * m + 0.15 * i) * (0.95 * u + 0.05 * (i - m).abs())).mean())
 
-    step(METHOD, run, seen=look)
+    small.step(seen=look)
     assert len(set(scores.values())) == 4
-    assert frozen(METHOD, run) == {min(scores, key=lambda name: scores[name])}
+    assert frozen(small) == {min(scores, key=lambda name: scores[name])}
 
 
 def test_step4_frozen_matrix_does_not_move_in_that_very_step_and_costs_nothing_after() -> None:
     """With weight decay and momentum, which would move whatever is still in the optimizer."""
-    run = started(METHOD, decay=0.5)
+    small = started(weight_decay=0.5)
     known: dict[str, Tensor] = {}
     for _ in range(20):
-        before = {name: p.detach().clone() for name, p in METHOD.matrices(run)}
-        step(METHOD, run)
-        for name, p in METHOD.matrices(run):
+        before = {name: p.detach().clone() for name, p in METHOD.matrices(small.run)}
+        small.step()
+        for name, p in METHOD.matrices(small.run):
             if p.requires_grad:
                 assert not torch.equal(p, before[name])
                 continue
             known.setdefault(name, before[name])
             assert torch.equal(p, known[name])
             assert p.grad is None
-            assert id(p) not in grouped(run)
-            assert p not in run.optimizer.state
+            assert id(p) not in in_optimizer(small.run)
+            assert p not in small.run.optimizer.state
     assert len(known) == 4
-    assert set(run.scratch) == {"start", "tail"}  # no average of a frozen matrix is kept
+    assert set(small.run.scratch) == {"start", "tail"}  # no average of a frozen matrix is kept
 
 
 def test_step5_vectors_move_to_the_end() -> None:
-    run = started(METHOD)
+    small = started()
     for _ in range(20):
-        vectors = [v for layer in run.adapters.values() for v in (block(layer).gate, layer.out_gate)]
+        vectors = [
+            v for layer in small.run.adapters.values() for v in (only_block(layer).gate, layer.out_gate)
+        ]
         before = [v.detach().clone() for v in vectors]
-        step(METHOD, run)
+        small.step()
         moved = [not torch.equal(v, old) for v, old in zip(vectors, before, strict=True)]
         assert all(moved)
 
 
 def test_average_of_trainable_parameters_is_over_the_steps() -> None:
     """Vectors: 3 gates of 2 and 4 + 6 + 4 outputs = 20. up: A 8, B 12; down: A 12, B 8."""
-    run = to_the_end(METHOD, started(METHOD))
+    small = started().to_the_end()
     size = {"up.A": 8, "up.B": 12, "down.A": 12, "down.B": 8}
-    steps_trained = {e.module: e.step for e in run.events}
+    steps_trained = {e.module: e.step for e in small.run.events}
     by_hand = 20 + sum(size[name] * steps / 20 for name, steps in steps_trained.items())
-    assert run.budget.average_trainable == pytest.approx(by_hand)
+    assert small.run.budget.average_trainable == pytest.approx(by_hand)
 
 
 def test_published_parameter_counts_on_the_shapes_of_deberta_v3_base() -> None:
@@ -470,79 +414,79 @@ def test_frozen_set_follows_the_schedule_in_any_training(
     except UserError:
         assert start + tail >= total or window > max(1, start)
         return
-    run = started(method, total=total)
-    base = {name: layer.base.weight.detach().clone() for name, layer in run.adapters.items()}
-    n, last, trained = len(method.matrices(run)), set[str](), 10**9
+    small = started(method, total=total)
+    base = {name: layer.base.weight.detach().clone() for name, layer in small.run.adapters.items()}
+    n, last, trained = len(method.matrices(small.run)), set[str](), 10**9
     for now in range(total):
-        step(method, run)
-        here = frozen(method, run)
+        small.step()
+        here = frozen(small)
         assert here >= last
         r = 0.0 if now < start else 1.0
         if start <= now < total - tail:
             r = 1 - (1 - (now - start) / (total - start - tail)) ** 3
         assert len(here) == math.floor(r * n + 1e-9)
-        count = sum(p.numel() for p in run.trainable_parameters())
+        count = sum(p.numel() for p in small.run.trainable_parameters())
         assert count <= trained
         last, trained = here, count
-    method.finalize(run)
-    method.check(run)
-    assert all(torch.equal(layer.base.weight, base[name]) for name, layer in run.adapters.items())
+    method.finalize(small.run)
+    method.check(small.run)
+    assert all(torch.equal(layer.base.weight, base[name]) for name, layer in small.run.adapters.items())
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     """Stopped while two matrices are frozen and a window is half full."""
     method = replace(METHOD, window=2)
     whole, first = started(method), started(method)
-    names = checkpoint.frozen_base_names(first, moves_base=False)
+    names = checkpoint.frozen_base_names(first.run, moves_base=False)
     for _ in range(5):
-        step(method, first)
-    assert 0 < len(frozen(method, first)) < 4
-    assert any(key.startswith("window.") for key in first.scratch)
-    checkpoint.save(tmp_path, first, names, {})
+        first.step()
+    assert 0 < len(frozen(first)) < 4
+    assert any(key.startswith("window.") for key in first.run.scratch)
+    checkpoint.save(tmp_path, first.run, names, {})
     second = started(method)
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
-    checkpoint.restore(second, *newest)
-    assert frozen(method, second) == frozen(method, first)
-    for run in (whole, second):
-        to_the_end(method, run)
-    for p, q in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+    checkpoint.restore(second.run, *newest)
+    assert frozen(second) == frozen(first)
+    for small in (whole, second):
+        small.to_the_end()
+    for p, q in zip(whole.run.model.parameters(), second.run.model.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert whole.events == second.events
-    method.check(second)
+    assert whole.run.events == second.run.events
+    method.check(second.run)
 
 
 def test_scores_that_are_not_finite_stop_the_run() -> None:
-    run = started(METHOD)
+    small = started()
     for _ in range(3):
-        step(METHOD, run)
+        small.step()
     with pytest.raises(Diverged, match="step 3"):
-        step(METHOD, run, seen=lambda: block(run.adapters["up"]).a.grad.fill_(math.nan))
+        small.step(seen=lambda: only_block(small.run.adapters["up"]).a.grad.fill_(math.nan))
 
 
 def test_scores_are_reduced_over_processes_before_the_decision() -> None:
-    run = started(METHOD)
-    run.reduce = lambda score: torch.tensor([3.0, 2.0, 0.5, 1.0][: len(score)], dtype=torch.float64)
+    small = started()
+    small.run.reduce = lambda score: torch.tensor([3.0, 2.0, 0.5, 1.0][: len(score)], dtype=torch.float64)
     for _ in range(4):
-        step(METHOD, run)
-    assert frozen(METHOD, run) == {"down.A"}
+        small.step()
+    assert frozen(small) == {"down.A"}
 
 
 # -- the promise and the refusals ---------------------------------------------------------------------------
 
 
 def test_check_wants_the_schedule() -> None:
-    run = to_the_end(METHOD, started(METHOD))
-    METHOD.check(run)
-    kept = run.events.copy()
-    run.events[0] = replace(kept[0], step=4)
-    run.events[1] = replace(kept[1], step=6)
+    small = started().to_the_end()
+    METHOD.check(small.run)
+    kept = small.run.events.copy()
+    small.run.events[0] = replace(kept[0], step=4)
+    small.run.events[1] = replace(kept[1], step=6)
     with pytest.raises(PromiseBroken, match="1 matrices frozen at step 4 instead of 2"):
-        METHOD.check(run)
-    run.events[:] = kept
-    METHOD.matrices(run)[0][1].requires_grad_(True)
+        METHOD.check(small.run)
+    small.run.events[:] = kept
+    METHOD.matrices(small.run)[0][1].requires_grad_(True)
     with pytest.raises(PromiseBroken, match="3 of 4 matrices frozen instead of 4"):
-        METHOD.check(run)
+        METHOD.check(small.run)
 
 
 @pytest.mark.parametrize(
@@ -583,10 +527,10 @@ def test_an_empty_window_is_refused_with_the_numbers() -> None:
 
 def test_table4_all_trainable_freezes_nothing() -> None:
     method = replace(METHOD, train_matrices=["all"], freeze=False)
-    run = to_the_end(method, started(method))
-    method.check(run)
-    assert not frozen(method, run)
-    assert not [event for event in run.events if event.kind == "freeze"]
+    small = started(method).to_the_end()
+    method.check(small.run)
+    assert not frozen(small)
+    assert not [event for event in small.run.events if event.kind == "freeze"]
 
 
 def test_a_window_of_averages_longer_than_the_start_is_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import WHOLE, Net, Small, only_block
 from torch import Tensor, nn
 
 from adalora_bench.errors import PromiseBroken, UserError
-from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
+from adalora_bench.lowrank.adapter import LowRankLinear
 from adalora_bench.lowrank.scores import soft_threshold, soft_threshold_authors
 from adalora_bench.methods.base import Facts
 from adalora_bench.methods.sora import Sora
 from adalora_bench.train import checkpoint
-from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 METHOD = Sora(
     version=1,
@@ -42,103 +40,48 @@ METHOD = Sora(
     l1_mean=0.0,
     layer_norms=False,
 )
-X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-Y = X.sum(1, keepdim=True).sin()
 
 
-class Net(nn.Module):
-    def __init__(self, *, norm: bool = False) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            self.first = nn.Linear(4, 6)
-            self.norm = nn.LayerNorm(6) if norm else nn.Identity()
-            self.second = nn.Linear(6, 5)
-            self.head = nn.Linear(5, 1)
-        self.double()
+def first_and_second() -> Net:
+    return Net((4, 6, 5), ("first", "second"))
+
+
+class Normed(Net):
+    """With a LayerNorm behind the first layer."""
+
+    def __init__(self) -> None:
+        super().__init__((4, 6, 5), ("first", "second"))
+        self.norm = nn.LayerNorm(6).double()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.tanh(self.second(self.norm(torch.tanh(self.first(x))))))
 
 
 def started(
-    method: Sora, *, total: int = 12, net: nn.Module | None = None, warmup: int = 2, schedule: str = "linear"
-) -> Run:
-    net = Net() if net is None else net
-    run = Run(
-        net,
-        {"first": "up", "second": "down"},
-        total_steps=total,
-        steps_per_epoch=total,
-        settings=OptimizerSettings(warmup=warmup, weight_decay=0.1, schedule=schedule),
-        generator=torch.Generator().manual_seed(0),
-        head=list(net.head.parameters()),
-    )
-    begin(method, run)
-    return run
+    method: Sora = METHOD, *, net: Net | None = None, total: int = 12, warmup: int = 2, clip: float = 0.0
+) -> Small:
+    net = first_and_second() if net is None else net
+    how = {"total": total, "warmup": warmup, "weight_decay": 0.1, "schedule": "linear"}
+    return Small(method, net=net, roles=("up", "down"), clip=clip, pieces=WHOLE, **how)
 
 
-def step(
-    method: Sora, run: Run, *, clip: float = 0.0, before_update: Callable[[], None] | None = None
-) -> None:
-    """One step with the hooks in the order of train/loop.py; `before_update` sees the gradients."""
-    assert run.optimizer is not None
-    run.optimizer.zero_grad()
-    method.before_forward(run)
-    (run.model(X) - Y).square().mean().backward()
-    penalty = method.penalty(run)
-    if penalty is not None:
-        penalty.backward()
-    method.after_backward(run)
-    run.clip(clip)
-    run.set_learning_rates()
-    if before_update is not None:
-        before_update()
-    run.optimizer.step()
-    method.after_step(run)
-    run.observe()
-    run.advance()
+def gates(small: Small) -> Tensor:
+    return torch.cat([block.gate.detach() for block in small.blocks])
 
 
-def to_the_end(method: Sora, run: Run) -> Run:
-    while run.step < run.total_steps:
-        step(method, run)
-    method.finalize(run)
-    return run
-
-
-def layers(run: Run) -> list[LowRankLinear]:
-    return list(run.adapters.values())
-
-
-def block(layer: LowRankLinear) -> RankBlock:
-    (only,) = layer.rank_blocks()
-    return only
-
-
-def gates(run: Run) -> Tensor:
-    return torch.cat([b.gate.detach() for layer in layers(run) for b in layer.rank_blocks()])
-
-
-def group(run: Run, name: str) -> dict[str, Any]:
-    assert run.optimizer is not None
-    (found,) = [g for g in run.optimizer.param_groups if g["name"] == name]
-    return found
-
-
-def fill(layer: LowRankLinear, gate: list[float]) -> None:
+def fill_gates(layer: LowRankLinear, gate: list[float]) -> None:
     """Gates as given and an up side away from 0, so that every rank has a say."""
-    block(layer).gate.data = torch.tensor(gate, dtype=torch.float64)
-    block(layer).b.data.normal_(generator=torch.Generator().manual_seed(5))
+    only_block(layer).gate.data = torch.tensor(gate, dtype=torch.float64)
+    only_block(layer).b.data.normal_(generator=torch.Generator().manual_seed(5))
 
 
 # -- Eq. 6-9: the layer -------------------------------------------------------------------------------------
 
 
 def test_eq9_update_is_up_times_gate_times_down_with_a_scale_that_stays() -> None:
-    run = started(replace(METHOD, rank=2))
-    layer = layers(run)[0]
-    b = block(layer)
+    small = started(replace(METHOD, rank=2))
+    layer = small.layers[0]
+    b = only_block(layer)
     b.a.data = torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]], dtype=torch.float64)
     b.b.data = torch.tensor([[1.0, 0, 0, 0, 0, 2.0], [0, 3.0, 0, 0, 0, 0]], dtype=torch.float64)
     b.gate.data = torch.tensor([0.5, -1.0], dtype=torch.float64)
@@ -147,43 +90,40 @@ def test_eq9_update_is_up_times_gate_times_down_with_a_scale_that_stays() -> Non
     by_hand = torch.tensor([[6.0, -12.0, 0.0, 0.0, 0.0, 12.0]], dtype=torch.float64)
     torch.testing.assert_close(layer(x) - layer.base(x), by_hand, rtol=0, atol=1e-13)
     b.gate.data[1] = 0.0
-    METHOD.finalize(run)
+    METHOD.finalize(small.run)
     assert (layer.rank, layer.scale) == (1, 4.0)
 
 
 def test_eq9_output_is_unchanged_at_the_start_and_the_first_gradient_of_a_gate_is_zero() -> None:
-    run = started(METHOD)
-    assert torch.equal(run.model(X), Net()(X))
-    (run.model(X) - Y).square().mean().backward()
-    for layer in layers(run):
-        assert not block(layer).gate.grad.any()
-        assert not block(layer).a.grad.any()
-        assert block(layer).b.grad.any()
+    small = started()
+    assert torch.equal(small.run.model(small.x), first_and_second()(small.x))
+    small.loss().backward()
+    for layer in small.layers:
+        assert not only_block(layer).gate.grad.any()
+        assert not only_block(layer).a.grad.any()
+        assert only_block(layer).b.grad.any()
 
 
 def test_gates_start_normal_or_at_one_and_down_side_kaiming() -> None:
-    net = nn.ModuleDict(
-        {"first": nn.Linear(40, 3), "second": nn.Linear(3, 2), "head": nn.Linear(2, 1)}
-    ).double()
-    values = gates(started(replace(METHOD, rank=3000), net=net))
+    values = gates(started(replace(METHOD, rank=3000), net=Net((40, 3, 2), ("first", "second"))))
     assert abs(float(values.mean())) < 0.05
     assert float(values.std()) == pytest.approx(1.0, abs=0.05)
-    run = started(replace(METHOD, rank=3000, gate_init="ones"), net=Net())
-    assert (gates(run) == 1).all()
-    a = block(layers(run)[0]).a.detach()
+    small = started(replace(METHOD, rank=3000, gate_init="ones"))
+    assert (gates(small) == 1).all()
+    a = only_block(small.layers[0]).a.detach()
     assert 0.49 < float(a.abs().max()) <= 0.5  # 1 / sqrt(4)
 
 
 def test_gates_have_a_group_of_their_own_without_decay() -> None:
-    run = started(replace(METHOD, gate_lr=0.2, head_lr=0.01, gate_eps=1e-6))
-    mine = group(run, "gate")
-    assert [id(p) for p in mine["params"]] == [id(block(layer).gate) for layer in layers(run)]
+    small = started(replace(METHOD, gate_lr=0.2, head_lr=0.01, gate_eps=1e-6))
+    mine = small.group("gate")
+    assert [id(p) for p in mine["params"]] == [id(only_block(layer).gate) for layer in small.layers]
     assert (mine["peak_lr"], mine["weight_decay"]) == (0.2, 0.0)
-    assert (group(run, "adapter")["peak_lr"], group(run, "adapter")["weight_decay"]) == (0.05, 0.1)
-    assert group(run, "head")["peak_lr"] == 0.01
-    assert len(group(run, "adapter")["params"]) == 4
-    step(replace(METHOD, gate_eps=1e-6), run)
-    assert [g["eps"] for g in run.optimizer.param_groups] == [1e-8, 1e-6, 1e-8]
+    assert (small.group("adapter")["peak_lr"], small.group("adapter")["weight_decay"]) == (0.05, 0.1)
+    assert small.group("head")["peak_lr"] == 0.01
+    assert len(small.group("adapter")["params"]) == 4
+    small.step()
+    assert [g["eps"] for g in small.run.optimizer.param_groups] == [1e-8, 1e-6, 1e-8]
 
 
 # -- Eq. 10 -------------------------------------------------------------------------------------------------
@@ -193,20 +133,20 @@ def test_gates_have_a_group_of_their_own_without_decay() -> None:
 def test_eq10_with_sgd_to_the_letter(clip: float) -> None:
     """g <- T(g - lr * gradient), with the (clipped) gradient and xi = lr_t * lambda."""
     method = replace(METHOD, gate_optimizer="sgd", gate_lr=0.3, lam=0.7)
-    run = started(method, total=10)
-    for layer in layers(run):
-        fill(layer, [0.9, -0.4, 0.05, 1e-3])
+    small = started(method, total=10, clip=clip)
+    for layer in small.layers:
+        fill_gates(layer, [0.9, -0.4, 0.05, 1e-3])
     expected: list[Tensor] = []
 
     def look() -> None:
-        lr = 0.3 * [0, 0.5, 1, 7 / 8, 6 / 8][run.step]
-        grads = torch.cat([block(layer).gate.grad for layer in layers(run)])
-        expected.append(soft_threshold(gates(run) - lr * grads, 0.7 * lr))
+        lr = 0.3 * [0, 0.5, 1, 7 / 8, 6 / 8][small.run.step]
+        grads = torch.cat([only_block(layer).gate.grad for layer in small.layers])
+        expected.append(soft_threshold(gates(small) - lr * grads, 0.7 * lr))
 
     for _ in range(5):
-        step(method, run, clip=clip, before_update=look)
-        torch.testing.assert_close(gates(run), expected[-1], rtol=0, atol=1e-15)
-    assert "gates" not in run.scratch  # nothing of it is left for a checkpoint
+        small.step(before_update=look)
+        torch.testing.assert_close(gates(small), expected[-1], rtol=0, atol=1e-15)
+    assert "gates" not in small.run.scratch  # nothing of it is left for a checkpoint
 
 
 def test_eq10_with_adam_the_threshold_follows_the_move() -> None:
@@ -214,33 +154,33 @@ def test_eq10_with_adam_the_threshold_follows_the_move() -> None:
     for t, lr in enumerate([0, 0.05, 0.1, 0.0875, 0.075]):
         method = replace(METHOD, gate_lr=0.1)
         plain, thresholded = started(replace(method, lam=0.0), total=10), started(method, total=10)
-        for run in (plain, thresholded):
-            for layer in layers(run):
-                fill(layer, [0.9, -0.4, 0.02, -0.001])
-            run.seek(t)
-        step(replace(method, lam=0.0), plain)
-        step(method, thresholded)
+        for small in (plain, thresholded):
+            for layer in small.layers:
+                fill_gates(layer, [0.9, -0.4, 0.02, -0.001])
+            small.run.seek(t)
+        plain.step()
+        thresholded.step()
         xi = lr * 0.5
         by_hand = [math.copysign(max(abs(v) - xi, 0.0), v) for v in gates(plain).tolist()]
         assert gates(thresholded).tolist() == pytest.approx(by_hand, abs=1e-15)
-        assert group(thresholded, "gate")["lr"] == pytest.approx(lr, abs=1e-15)
+        assert thresholded.group("gate")["lr"] == pytest.approx(lr, abs=1e-15)
 
 
 def test_eq10_constant_xi_of_the_authors_ignores_the_learning_rate() -> None:
     method = replace(METHOD, xi=0.01, gate_init="ones")
-    run = started(method, total=10)
-    step(method, run)  # lr is 0 here
-    assert gates(run).tolist() == pytest.approx([0.99] * 8, abs=1e-15)
+    small = started(method, total=10)
+    small.step()  # lr is 0 here
+    assert gates(small).tolist() == pytest.approx([0.99] * 8, abs=1e-15)
 
 
 def test_eq10_a_zero_gate_may_come_back() -> None:
     method = replace(METHOD, lam=0.01, gate_lr=0.1)
-    run = started(method, total=10)
-    for layer in layers(run):
-        fill(layer, [0.0, 0.0, 1.0, 1.0])
+    small = started(method, total=10)
+    for layer in small.layers:
+        fill_gates(layer, [0.0, 0.0, 1.0, 1.0])
     for _ in range(3):
-        step(method, run)
-    assert gates(run).all()
+        small.step()
+    assert gates(small).all()
 
 
 @settings(max_examples=200, deadline=None)
@@ -260,15 +200,15 @@ def test_eq10_zero_gate_with_a_small_gradient_stays_zero(grad: float, lam: float
 def test_lambda_0_is_plain_training() -> None:
     """Against AdamW on the same parameters without any hook of the method."""
     method = replace(METHOD, lam=0.0)
-    run, plain = started(method), started(method)
+    small, plain = started(method), started(method)
     for _ in range(12):
-        step(method, run)
-        plain.optimizer.zero_grad()
-        (plain.model(X) - Y).square().mean().backward()
-        plain.set_learning_rates()
-        plain.optimizer.step()
-        plain.advance()
-    for p, q in zip(run.model.parameters(), plain.model.parameters(), strict=True):
+        small.step()
+        plain.run.optimizer.zero_grad()
+        plain.loss().backward()
+        plain.run.set_learning_rates()
+        plain.run.optimizer.step()
+        plain.run.advance()
+    for p, q in zip(small.run.model.parameters(), plain.run.model.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
@@ -329,50 +269,50 @@ def test_eq14_fixed_point_of_the_update_minimises_loss_plus_l1() -> None:
 
 
 def test_l1_of_the_authors_is_the_mean_over_all_gates() -> None:
-    run = started(replace(METHOD, rank=2))
+    small = started(replace(METHOD, rank=2))
     method = replace(METHOD, rank=2, l1_mean=10.0)
-    assert METHOD.penalty(run) is None
-    fill(layers(run)[0], [0.5, -1.0])
-    fill(layers(run)[1], [0.0, 2.5])
-    penalty = method.penalty(run)
+    assert METHOD.penalty(small.run) is None
+    fill_gates(small.layers[0], [0.5, -1.0])
+    fill_gates(small.layers[1], [0.0, 2.5])
+    penalty = method.penalty(small.run)
     assert penalty is not None
     assert float(penalty.detach()) == pytest.approx(10 * 4.0 / 4)
     penalty.backward()
-    assert block(layers(run)[0]).gate.grad.tolist() == [2.5, -2.5]
-    assert block(layers(run)[1]).gate.grad.tolist() == [0.0, 2.5]
+    assert only_block(small.layers[0]).gate.grad.tolist() == [2.5, -2.5]
+    assert only_block(small.layers[1]).gate.grad.tolist() == [0.0, 2.5]
 
 
 # -- Eq. 12: post-pruning -----------------------------------------------------------------------------------
 
 
 def test_eq12_zero_gates_leave_and_the_output_stays() -> None:
-    run = started(METHOD)
-    first, second = layers(run)
-    fill(first, [0.5, 0.0, -0.3, 0.0])
-    fill(second, [1e-30, 0.2, 0.1, 0.4])  # tiny is not zero
-    run.seek(12)
-    kept = block(first).a.detach()[[0, 2]].clone(), block(first).b.detach()[[0, 2]].clone()
-    before = run.model(X).detach()
-    METHOD.finalize(run)
-    assert [layer.rank for layer in layers(run)] == [2, 4]
-    assert block(first).gate.tolist() == [0.5, -0.3]
-    assert torch.equal(block(first).a, kept[0])
-    assert torch.equal(block(first).b, kept[1])
-    assert [(e.step, e.kind, e.module, e.before, e.after) for e in run.events] == [
+    small = started()
+    first, second = small.layers
+    fill_gates(first, [0.5, 0.0, -0.3, 0.0])
+    fill_gates(second, [1e-30, 0.2, 0.1, 0.4])  # tiny is not zero
+    small.run.seek(12)
+    kept = only_block(first).a.detach()[[0, 2]].clone(), only_block(first).b.detach()[[0, 2]].clone()
+    before = small.run.model(small.x).detach()
+    METHOD.finalize(small.run)
+    assert [layer.rank for layer in small.layers] == [2, 4]
+    assert only_block(first).gate.tolist() == [0.5, -0.3]
+    assert torch.equal(only_block(first).a, kept[0])
+    assert torch.equal(only_block(first).b, kept[1])
+    assert [(e.step, e.kind, e.module, e.before, e.after) for e in small.run.events] == [
         (12, "prune", "first", 4, 2)
     ]
-    torch.testing.assert_close(run.model(X).detach(), before, rtol=0, atol=1e-14)
+    torch.testing.assert_close(small.run.model(small.x).detach(), before, rtol=0, atol=1e-14)
     merged = first.merge()
-    torch.testing.assert_close(merged(X), first(X).detach(), rtol=0, atol=1e-13)
+    torch.testing.assert_close(merged(small.x), first(small.x).detach(), rtol=0, atol=1e-13)
 
 
 def test_eq12_a_module_may_lose_all_its_ranks() -> None:
     method = replace(METHOD, xi=2.0, gate_init="ones")
-    run = to_the_end(method, started(method, total=3))
-    assert run.total_rank == 0
-    assert all(not list(layer.rank_blocks()) for layer in layers(run))
-    assert not run.model(X).isnan().any()
-    method.check(run)
+    small = started(method, total=3).to_the_end()
+    assert small.run.total_rank == 0
+    assert all(not list(layer.rank_blocks()) for layer in small.layers)
+    assert not small.run.model(small.x).isnan().any()
+    method.check(small.run)
 
 
 @settings(max_examples=200, deadline=None)
@@ -388,19 +328,19 @@ def test_eq12_ranks_left_are_the_gates_that_are_not_zero(
     rank: int, lam: float, xi: float | None, threshold: str, optimizer: str, total: int
 ) -> None:
     method = replace(METHOD, rank=rank, lam=lam, xi=xi, threshold=threshold, gate_optimizer=optimizer, lr=0.2)
-    run = started(method, total=total)
-    base = [layer.base.weight.detach().clone() for layer in layers(run)]
-    while run.step < total:
-        step(method, run)
-        assert run.total_rank == 2 * rank  # a zero gate counts until the end: it may come back
-    non_zero = [int((block(layer).gate != 0).sum()) for layer in layers(run)]
-    before = run.model(X).detach()
-    method.finalize(run)
-    assert [layer.rank for layer in layers(run)] == non_zero == [layer.stored_rank for layer in layers(run)]
-    torch.testing.assert_close(run.model(X).detach(), before, rtol=0, atol=1e-12)
-    assert all(torch.equal(layer.base.weight, w) for layer, w in zip(layers(run), base, strict=True))
-    assert sum(e.before - e.after for e in run.events) == 2 * rank - sum(non_zero)
-    method.check(run)
+    small = started(method, total=total)
+    base = [layer.base.weight.detach().clone() for layer in small.layers]
+    while small.run.step < total:
+        small.step()
+        assert small.run.total_rank == 2 * rank  # a zero gate counts until the end: it may come back
+    non_zero = [int((only_block(layer).gate != 0).sum()) for layer in small.layers]
+    before = small.run.model(small.x).detach()
+    method.finalize(small.run)
+    assert [layer.rank for layer in small.layers] == non_zero == [layer.stored_rank for layer in small.layers]
+    torch.testing.assert_close(small.run.model(small.x).detach(), before, rtol=0, atol=1e-12)
+    assert all(torch.equal(layer.base.weight, w) for layer, w in zip(small.layers, base, strict=True))
+    assert sum(e.before - e.after for e in small.run.events) == 2 * rank - sum(non_zero)
+    method.check(small.run)
 
 
 # -- Algorithm 1: the sparsifying schedule ------------------------------------------------------------------
@@ -408,14 +348,14 @@ def test_eq12_ranks_left_are_the_gates_that_are_not_zero(
 
 def test_algorithm1_stages_are_equal_parts_with_curves_of_their_own() -> None:
     method = replace(METHOD, lam=0.1, stages=[0.2, 0.4], gate_lr=0.5)
-    run = started(method, total=12, warmup=6)  # half of the training, so half of each stage: 2 of 4 steps
+    small = started(method, total=12, warmup=6)  # half of the training, so half of each stage: 2 of 4 steps
     seen: list[tuple[float, float]] = []
 
     def look() -> None:
-        seen.append((group(run, "gate")["lr"], group(run, "adapter")["lr"]))
+        seen.append((small.group("gate")["lr"], small.group("adapter")["lr"]))
 
-    while run.step < 12:
-        step(method, run, before_update=look)
+    while small.run.step < 12:
+        small.step(before_update=look)
     curve = [0.0, 0.5, 1.0, 0.5]
     assert [gate for gate, _ in seen] == pytest.approx([0.5 * f for f in curve * 3], abs=1e-15)
     assert [rest for _, rest in seen] == pytest.approx([0.05 * f for f in curve * 3], abs=1e-15)
@@ -426,40 +366,40 @@ def test_algorithm1_each_stage_has_its_lambda_and_goes_on_from_the_last() -> Non
     method = replace(
         METHOD, lr=1e-12, lam=0.1, stages=[0.2, 0.4], gate_lr=0.5, gate_init="ones", gate_optimizer="sgd"
     )
-    run = started(method, total=6, warmup=0)
+    small = started(method, total=6, warmup=0)
     by_hand, left = [], 1.0
     for t in range(6):  # two steps a stage: lr 0.5 and 0.25
         left -= (0.5, 0.25)[t % 2] * (0.1, 0.2, 0.4)[t // 2]
         by_hand.append(left)
-        step(method, run)
-        assert gates(run).tolist() == pytest.approx([left] * 8, abs=1e-9)
+        small.step()
+        assert gates(small).tolist() == pytest.approx([left] * 8, abs=1e-9)
     assert by_hand[-1] == pytest.approx(1 - 0.75 * 0.7)
 
 
 def test_algorithm1_records_the_non_zeros_of_every_stage() -> None:
     method = replace(METHOD, xi=0.01, stages=[0.1, 0.3], gate_lr=1e-9)
-    run = started(method, total=9, warmup=1)
-    for layer in layers(run):
-        fill(layer, [0.02, 0.2, 0.8, 5.0])
+    small = started(method, total=9, warmup=1)
+    for layer in small.layers:
+        fill_gates(layer, [0.02, 0.2, 0.8, 5.0])
     counts = []
-    while run.step < 9:
-        step(method, run)
-        if run.step % 3 == 0:
-            counts.append(int(gates(run).count_nonzero()))
+    while small.run.step < 9:
+        small.step()
+        if small.run.step % 3 == 0:
+            counts.append(int(gates(small).count_nonzero()))
     assert counts == [6, 4, 2]  # 0.03, 0.33 and 1.23 are off after the stages
-    assert [(e.step, e.kind, e.module, e.before, e.after) for e in run.events] == [
+    assert [(e.step, e.kind, e.module, e.before, e.after) for e in small.run.events] == [
         (2, "stage", "xi=0.01", 8, 6),
         (5, "stage", "xi=0.1", 8, 4),
         (8, "stage", "xi=0.3", 8, 2),
     ]
     # Figure 2 is drawn over parameters: a rank whose gate is 0 holds none
     held = sum(
-        layer.in_features + layer.out_features + 1 for layer in layers(run)
+        layer.in_features + layer.out_features + 1 for layer in small.layers
     )  # by one rank in every layer
-    ends = [point for point in run.budget.nonzero if point[0] in (2, 5, 8)]
+    ends = [point for point in small.run.budget.nonzero if point[0] in (2, 5, 8)]
     assert ends == [[2, 6, 3 * held], [5, 4, 2 * held], [8, 2, held]]
-    method.finalize(run)
-    assert sum(p.numel() for block in run.rank_blocks() for p in block.parameters()) == held
+    method.finalize(small.run)
+    assert sum(p.numel() for block in small.run.rank_blocks() for p in block.parameters()) == held
 
 
 @settings(max_examples=200, deadline=None)
@@ -481,49 +421,49 @@ def test_resumed_run_equals_an_uninterrupted_one_within_a_stage(optimizer: str, 
     """What the groups are stamped with (end of the stage, eps) is not in the checkpoint: the step says it again."""
     method = replace(METHOD, lam=0.5, stages=[1.0, 2.0], gate_eps=1e-3, gate_optimizer=optimizer)
     whole, first = started(method), started(method)
-    names = checkpoint.frozen_base_names(first, moves_base=False)
+    names = checkpoint.frozen_base_names(first.run, moves_base=False)
     for _ in range(6):
-        step(method, first)
-    checkpoint.save(tmp_path, first, names, {})
+        first.step()
+    checkpoint.save(tmp_path, first.run, names, {})
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     second = started(method)
-    checkpoint.restore(second, *newest)
-    for run in (whole, second):
-        to_the_end(method, run)
-        method.check(run)
-    for p, q in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+    checkpoint.restore(second.run, *newest)
+    for small in (whole, second):
+        small.to_the_end()
+        method.check(small.run)
+    for p, q in zip(whole.run.model.parameters(), second.run.model.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert whole.events == second.events
-    assert [e.kind for e in whole.events].count("stage") == 3
+    assert whole.run.events == second.run.events
+    assert [e.kind for e in whole.run.events].count("stage") == 3
 
 
 # -- the promise, options and refusals ----------------------------------------------------------------------
 
 
 def test_check_wants_the_threshold_at_every_step() -> None:
-    run = to_the_end(METHOD, started(METHOD))
-    METHOD.check(run)
-    run.scratch["thresholds"] -= 1
+    small = started().to_the_end()
+    METHOD.check(small.run)
+    small.run.scratch["thresholds"] -= 1
     with pytest.raises(PromiseBroken, match="in 11 of 12 steps"):
-        METHOD.check(run)
+        METHOD.check(small.run)
 
 
 def test_check_wants_no_zero_gate_left() -> None:
-    run = to_the_end(METHOD, started(METHOD))
-    block(layers(run)[0]).gate.data[0] = 0.0
+    small = started().to_the_end()
+    only_block(small.layers[0]).gate.data[0] = 0.0
     with pytest.raises(PromiseBroken, match="kept 1 ranks"):
-        METHOD.check(run)
+        METHOD.check(small.run)
 
 
 def test_layer_norms_train_only_where_asked_for() -> None:
     for asked in (False, True):
         method = replace(METHOD, layer_norms=asked)
-        run = started(method, net=Net(norm=True))
-        before = run.model.norm.weight.detach().clone()
+        small = started(method, net=Normed())
+        before = small.run.model.norm.weight.detach().clone()
         for _ in range(3):
-            step(method, run)
-        assert torch.equal(run.model.norm.weight, before) is not asked
+            small.step()
+        assert torch.equal(small.run.model.norm.weight, before) is not asked
 
 
 @pytest.mark.parametrize(
