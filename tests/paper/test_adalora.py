@@ -131,7 +131,7 @@ def test_eq4_penalty_is_the_mean_over_2n_matrices(squared: bool, expected: float
     assert all(block.gate.grad is None for block in small.blocks)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 10**6), rank=st.integers(1, 4), width=st.integers(1, 6), squared=st.booleans())
 def test_eq4_gradient_is_the_closed_form(seed: int, rank: int, width: int, squared: bool) -> None:
     """With D = X X^T - I: 4 D X of the square, 2 D X / ||D|| of the norm; over the number of matrices."""
@@ -216,7 +216,7 @@ def test_eq6_keeps_exactly_b_and_a_tie_goes_to_the_lower_index() -> None:
     assert keep_best([1.0, 2.0], 0) == [False, False]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(scores=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=12), share=st.floats(0, 1))
 def test_eq6_no_triplet_that_stays_scores_below_one_that_goes(scores: list[float], share: float) -> None:
     budget = int(share * len(scores))
@@ -276,7 +276,7 @@ def test_appendix_a_budget_by_hand() -> None:
     assert table == [864, 864, 864, 697, 612, 580, 576, 576, 576]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     first=st.integers(1, 900),
     less=st.integers(0, 600),
@@ -294,7 +294,7 @@ def test_appendix_a_budget_never_rises(first: int, less: int, warmup: int, width
     assert table[warmup + width :] == [last] * 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     modules=st.integers(1, 3),
     init=st.integers(1, 4),

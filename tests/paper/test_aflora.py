@@ -198,7 +198,7 @@ def test_eq2_to_eq4_in_training_use_unclipped_gradients_of_the_whole_batch(
         torch.testing.assert_close(small.run.scratch[f"deviation.{k}"], u, rtol=1e-12, atol=0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(signals=st.lists(st.floats(0, 10), min_size=1, max_size=12))
 def test_eq3_the_authors_form_is_beta1_times_the_papers(signals: list[float]) -> None:
     """|I_t - mean_t| = beta1 * |I_t - mean_(t-1)|: all scores shrink alike, no decision changes."""
@@ -247,7 +247,7 @@ def test_eq5_counts_do_not_hang_on_rounding() -> None:
     assert math.floor(125 * (1 - (1 - 0.2) ** 3)) == 60
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(total=st.integers(1, 400), start=st.integers(0, 400), tail=st.integers(0, 400))
 def test_eq5_rises_from_0_at_t_i_to_1_at_the_tail(total: int, start: int, tail: int) -> None:
     r = [freezing_fraction(t, total=total, start=start, tail=tail) for t in range(total)]
@@ -271,7 +271,7 @@ def test_step4_lowest_scores_are_frozen_cumulatively_ties_by_index() -> None:
     assert freeze_lowest([3.0, 1.0], frozen={0, 1}, count=1) == []  # what is frozen stays frozen
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rounds=st.lists(st.lists(st.floats(0, 1), min_size=7, max_size=7), min_size=1, max_size=6), data=st.data()
 )
@@ -394,7 +394,7 @@ def test_published_parameter_counts_on_the_shapes_of_deberta_v3_base() -> None:
     assert 0.11e6 < sum(83_232 + (1 - x) * 368_640 for x in r) / 100 < 0.17e6
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     total=st.integers(4, 12),
     start=st.integers(0, 6),

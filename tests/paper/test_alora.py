@@ -469,7 +469,7 @@ def test_fewer_active_ranks_than_n_prune_end_the_rounds() -> None:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_totals_never_rise_and_are_kept_where_a_matrix_lost_nothing(data: st.DataObject) -> None:
     """The pure functions, round after round: sums, and no matrix both loses and gains."""
     held = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=6))

@@ -205,7 +205,7 @@ def test_algorithm_1_w_is_no_parameter_of_the_optimizer_and_travels_in_checkpoin
 # -- what follows -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     modules=st.integers(1, 2),
     rank=st.integers(1, 3),

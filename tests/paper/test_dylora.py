@@ -195,7 +195,7 @@ def test_step_5_every_rank_can_be_cut_out_of_the_final_tensors() -> None:
         torch.testing.assert_close(fresh.layers[0].delta(), expected, rtol=1e-12, atol=1e-14)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     data=st.data(),
     rank_max=st.integers(1, 6),

@@ -390,7 +390,7 @@ def test_algorithm1_partial_last_growth_is_compacted_in_model_and_optimizer() ->
     method.check(small.run)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     scores=st.lists(st.floats(0, 1, allow_nan=False), min_size=1, max_size=8),
     h=st.integers(1, 8),
@@ -413,7 +413,7 @@ def test_algorithm1_allocation_ends_exactly_at_the_target(
     assert total == target * n
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     modules=st.integers(1, 3),
     target=st.integers(1, 4),

@@ -88,7 +88,7 @@ def test_expected_l0_by_hand() -> None:
     assert logits.grad.tolist() == pytest.approx(by_hand, rel=1e-12)  # type: ignore[union-attr]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     log_alpha=st.floats(-6, 6),
     beta=st.floats(0.1, 2),
@@ -241,7 +241,7 @@ def test_finalize_takes_the_weakest_open_gates_too_where_the_budget_is_exact() -
     METHOD.check(small.run)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     init=st.integers(1, 5),
     data=st.data(),

@@ -183,7 +183,7 @@ def test_eq10_a_zero_gate_may_come_back() -> None:
     assert gates(small).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     grad=st.floats(-2, 2),
     lam=st.floats(0, 2),
@@ -237,7 +237,7 @@ def t(x: float, xi: float) -> float:
     return float(soft_threshold(torch.tensor(x, dtype=torch.float64), xi))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(x=NUMBER, y=NUMBER, a=XI, b=XI)
 def test_eq11_is_odd_non_expansive_and_adds_up(x: float, y: float, a: float, b: float) -> None:
     assert t(-x, a) == -t(x, a)
@@ -246,7 +246,7 @@ def test_eq11_is_odd_non_expansive_and_adds_up(x: float, y: float, a: float, b: 
     assert t(x, 0.0) == x
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(x=NUMBER, xi=XI)
 def test_eq13_the_threshold_minimises_the_proximal_problem(x: float, xi: float) -> None:
     def value(u: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ def test_eq12_a_module_may_lose_all_its_ranks() -> None:
     method.check(small.run)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rank=st.integers(1, 5),
     lam=st.floats(0, 3),
@@ -402,7 +402,7 @@ def test_algorithm1_records_the_non_zeros_of_every_stage() -> None:
     assert sum(p.numel() for block in small.run.rank_blocks() for p in block.parameters()) == held
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(total=st.integers(1, 500), more=st.integers(0, 8))
 def test_algorithm1_stages_cover_the_training(total: int, more: int) -> None:
     method = replace(METHOD, lam=0.0, stages=[float(k + 1) for k in range(more)])

@@ -230,7 +230,7 @@ def test_published_count_of_elora_on_deberta_v3_base() -> None:
     assert stored(run.added()) == 1024 * (3072 + 3072) + 156_672
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     widths=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     rank=st.integers(1, 8),

@@ -108,7 +108,7 @@ def test_paired_bootstrap_over_rows() -> None:
         c.paired_bootstrap([1.0], [])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(-1, 1).map(lambda x: round(x, 3)), min_size=1, max_size=6))
 def test_p_values_are_shares_of_all_signs(differences: list[float]) -> None:
     p = c.sign_flip_test(differences)

@@ -62,7 +62,7 @@ def test_constant_factor_stays_at_one_after_the_warm_up() -> None:
     assert lr_factor(0, 5, 0) == 1  # no warm-up starts at the peak
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(age=st.integers(-5, 60), life=st.integers(0, 50), warmup=st.integers(0, 60))
 def test_linear_factor_properties(age: int, life: int, warmup: int) -> None:
     f = lr_factor(age, life, warmup)
