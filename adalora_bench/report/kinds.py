@@ -15,6 +15,7 @@ from adalora_bench.report import curves
 from adalora_bench.report.comparison import paired_differences
 from adalora_bench.report.measures import freezing, ranks_by_place
 from adalora_bench.report.rows import median_of
+from adalora_bench.report.scores import on_other_rows
 from adalora_bench.report.series import (
     Bars,
     Data,
@@ -59,6 +60,9 @@ def pictures(name: str, figure: Figure, cells: Iterable[Shown], steps: Steps) ->
             places[cell.row.group, task].append(cell)
     found = []
     for (group, task), here in sorted(places.items(), key=lambda item: (item[0][0].sort_key, item[0][1])):
+        if figure.kind in COMPARING:
+            odd = {(row.label, row.task) for row in on_other_rows([cell.row for cell in here])}
+            here = [cell for cell in here if (cell.row.label, cell.row.task) not in odd]
         data = KINDS[figure.kind](figure, here, steps)
         if data is not None:
             split = "" if group.split == "validation" else group.split
@@ -203,3 +207,11 @@ KINDS: dict[str, Callable[[Figure, Sequence[Shown], Steps], Data | None]] = {
     "forest": forest,
 }
 ACROSS = ("costs", "forest")  # one picture for all tasks
+COMPARING = (
+    "learning",
+    "budget",
+    "pareto",
+    "costs",
+    "by_setting",
+    "forest",
+)  # not with cells trained on other rows

@@ -163,6 +163,16 @@ def test_forest_is_paired_and_leaves_diverged_seeds_out() -> None:
     assert by_label["rte: increlora - lora"] == pytest.approx([100 * (mine[k] - theirs[k]) for k in range(5)])
 
 
+def test_cells_trained_on_other_rows_are_in_no_comparison() -> None:
+    few, many = {"rows": {"train": 1000, "report": 277}}, {"rows": {"train": 2490, "report": 277}}
+    records = [*cell("lora", **few), *cell("increlora", **many), *cell("aflora", **few)]
+    assert [line.label for line in one_picture("pareto", records).lines] == ["aflora", "lora"]
+    (one,) = pictures("forest", FIGURES["forest"], shown(records), rows)
+    assert isinstance(one.data, Dots)
+    assert [label for label, _ in one.data.rows] == ["rte: aflora - lora"]
+    assert [line.label for line in one_picture("rank_trace", records).lines] == ["increlora"]
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> RecordStore:
     store = RecordStore(tmp_path / "runs")
