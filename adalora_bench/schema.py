@@ -12,6 +12,9 @@ SCHEMA = 1
 STATUSES = ("ok", "collapsed", "diverged", "failed")
 FINISHED = ("ok", "collapsed")  # trained to the end: has a score
 DONE = ("ok", "collapsed", "diverged")  # is a result: not run again
+OURS = (
+    "(ours)"  # marks a method built after a name whose source was not at hand: its note in a record, its rows
+)
 KEY = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # what may be part of a path below results/
 

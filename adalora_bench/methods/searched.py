@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.methods.base import Facts, Method, require_positive
+from adalora_bench.schema import OURS
 from adalora_bench.train.schedule import Phase
 
 if TYPE_CHECKING:
@@ -103,7 +104,9 @@ class Searched(Method):
             run.scratch[KEPT] = kept
 
     def notes(self, run: Run) -> list[str]:
-        return ["our reading of the idea; its source was not at hand, and no published row is comparable"]
+        return [
+            f"{OURS} is our reading of the idea; its source was not at hand, and no published row is comparable"
+        ]
 
     def check(self, run: Run) -> None:
         if not run.scratch.get(KEPT):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.errors import UserError, unknown
+from adalora_bench.schema import OURS
 
 STATISTICS = ("median", "mean")
 
@@ -40,7 +41,7 @@ class Row:
     @property
     def is_ours(self) -> bool:
         """Whether the method is our reading of a baseline whose source is not at hand."""
-        return self.label.endswith("(ours)")
+        return self.label.endswith(OURS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from adalora_bench import metrics
 from adalora_bench.report.selection import Selection, reported
 from adalora_bench.report.statistics import Summary, median, standard_error, summarise
-from adalora_bench.schema import DONE, FINISHED, STATUSES, finished_at
+from adalora_bench.schema import DONE, FINISHED, OURS, STATUSES, finished_at
 
 Record = Mapping[str, Any]
 
@@ -65,8 +65,10 @@ class CellRow:
 
     @property
     def label(self) -> str:
-        """The method with the overrides that make it a row of its own: "lora (method.rank=2)"."""
-        return f"{self.method} ({', '.join(self.overrides)})" if self.overrides else self.method
+        """The method with the overrides that make it a row of its own, "lora (method.rank=2)"; ours is said to be."""
+        ours = any(note.startswith(OURS) for note in self.notes)
+        name = f"{self.method} {OURS}" if ours else self.method
+        return f"{name} ({', '.join(self.overrides)})" if self.overrides else name
 
     @property
     def short(self) -> str:

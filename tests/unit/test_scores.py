@@ -9,6 +9,7 @@ from report_records import record
 from adalora_bench.report.cells import cell_summary
 from adalora_bench.report.scores import OTHER_ROWS, on_other_rows, sections
 from adalora_bench.report.tables import build_tables
+from adalora_bench.schema import OURS
 
 
 def seeds(method: str, count: int, value: float, rows: int = 1000, *overrides: str) -> list[dict[str, Any]]:
@@ -61,3 +62,10 @@ def test_fewer_seeds_are_not_ranked_and_one_never() -> None:
     assert found["lora"].startswith("**70.20**")
     alone = scores([*seeds("lora", 1, 0.7), *seeds("sora", 1, 0.9)])
     assert not any("**" in text for text in alone.values())
+
+
+def test_a_method_of_our_own_reading_says_so_in_its_rows() -> None:
+    ours = [one | {"notes": [f"{OURS} is our reading of the idea"]} for one in seeds("sora", 5, 0.8)]
+    assert set(scores([*ours, *seeds("lora", 5, 0.7)])) == {"majority class", "sora (ours)", "lora"}
+    varied = [*ours, *seeds("sora", 5, 0.7, 1000, "rank=2")]
+    assert "| sora (method.rank=2) " in "\n".join(sections(cell_summary(varied)))
