@@ -46,9 +46,10 @@ ablations() {
   sweep task=stsb method=aflora method.score=weight_times_grad,grad_over_weight
   # Delta-LoRA with dropout in the branch
   sweep task=stsb method=delta_lora method.dropout=0.1 method.allow_dropout=true
-  # What Delta-LoRA is where W moves from the start: LoRA with (1 + lambda) alpha, 1.5 x 16
-  sweep task=stsb method=delta_lora method.start=0
-  sweep task=stsb method=lora 'method.targets=[q,v]' method.alpha=24
+  # What Delta-LoRA is where W moves from the start: LoRA with (1 + lambda) alpha, 1.5 x 16. AdamW does not see the
+  # size of the gradients, but clipping would.
+  sweep task=stsb method=delta_lora method.start=0 method.lr=1e-3 train.max_grad_norm=0
+  sweep task=stsb method=lora 'method.targets=[q,v]' method.alpha=24 method.lr=1e-3 train.max_grad_norm=0
   # ALoRA, Table 6
   sweep task=stsb method=alora_dnas,alora_sensi
   # ELoRA's rank: AFLoRA, Figure 2
