@@ -1,0 +1,73 @@
+"""The search of the CPU scale: the same trials for every method, and no choice before its leader has three seeds."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RATES = [0.1, 0.2, 0.3]
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("search_cpu", ROOT / "scripts" / "search_cpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of(*scores: float | None) -> dict[int, dict[str, Any]]:
+    """Seeds 0, 1, ... of a rate; None has diverged."""
+    return {
+        seed: {
+            "status": "diverged" if value is None else "ok",
+            "main_metric": "acc",
+            "final": {"scores": {"acc": value}},
+        }
+        for seed, value in enumerate(scores)
+    }
+
+
+def test_every_rate_gets_a_seed_before_any_gets_more(script: Any) -> None:
+    assert script.wanted({}, RATES) == (RATES, [0])
+    assert script.wanted({0.2: of(0.9)}, RATES) == ([0.1, 0.3], [0])
+    assert script.wanted({0.1: of(0.5), 0.2: of(0.9), 0.3: of(None)}, RATES) == ([0.2], [1, 2])
+
+
+def test_a_leader_that_falls_is_overtaken_and_the_next_one_is_held_to_the_same(script: Any) -> None:
+    found = {0.1: of(0.5), 0.2: of(0.9, 0.1, 0.2), 0.3: of(None)}
+    assert script.middle(found[0.2]) == 0.2
+    assert script.wanted(found, RATES) == ([0.1], [1, 2])
+    found[0.1] = of(0.5, 0.5)
+    assert script.wanted(found, RATES) == ([0.1], [2])
+    found[0.1] = of(0.5, 0.1, 0.1)
+    assert script.wanted(found, RATES) is None
+    assert script.leader(found) == 0.2
+    assert script.leader({0.3: of(0.5), 0.1: of(0.5)}) == 0.1, "the smaller one in a tie"
+
+
+def test_presets_take_the_rates_of_their_method(script: Any) -> None:
+    assert script.rates("full_two_matrices") == script.rates("full") == [9e-06, 3e-05, 9e-05]
+    assert script.rates("peft_dora") == script.rates("lora") == [0.0003, 0.001, 0.003]
+    assert all(len(set(script.rates(method))) == 3 for methods in script.TASKS.values() for method in methods)
+
+
+def test_recipes_of_the_search_are_what_its_page_says(script: Any) -> None:
+    """Each recipe that the search wrote has the rate that the page calls chosen."""
+    chosen: dict[tuple[str, str], str] = {}
+    task = ""
+    for line in script.PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            task = line[3:]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[0] in script.TASKS.get(task, ()):
+            chosen[cells[0], task] = cells[3]
+    assert chosen
+    for (method, task), rate in chosen.items():
+        assert f"\n  lr: {rate}\n" in script.recipe_file(method, task).read_text(encoding="utf-8")
