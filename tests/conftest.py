@@ -39,6 +39,11 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+# submitit configures logging when it is imported, which shuts all handlers down: absl's (of rouge-score) closes the
+# stream that it found, and under pytest that is the captured one. Imported here it finds none.
+if importlib.util.find_spec("submitit"):
+    import submitit  # noqa: F401
+
 _spec = importlib.util.spec_from_file_location("socket_guard", GUARD / "sitecustomize.py")
 assert _spec is not None
 assert _spec.loader is not None
