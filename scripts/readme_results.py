@@ -12,7 +12,7 @@ from pathlib import Path
 from adalora_bench.records import RecordStore
 from adalora_bench.report.cells import cell_summary
 from adalora_bench.report.rows import CellRow, Group
-from adalora_bench.report.scores import sections
+from adalora_bench.report.scores import on_other_rows, sections
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -23,12 +23,10 @@ START, END = "<!-- made by scripts/readme_results.py -->", "<!-- end -->"
 
 
 def table(rows: list[CellRow]) -> str:
-    """The methods under their own settings with all seeds: the first table of results/tables, these tasks alone."""
-    chosen = [
-        row
-        for row in rows
-        if row.group == GROUP and row.task in TASKS and not row.overrides and len(row.seeds) >= SEEDS
-    ]
+    """The methods under their own settings with all seeds, on the same rows: results/tables, these tasks alone."""
+    here = [row for row in rows if row.group == GROUP and row.task in TASKS and not row.overrides]
+    odd = on_other_rows(here)
+    chosen = [row for row in here if len(row.seeds) >= SEEDS and row not in odd]
     if not chosen:
         return ""
     return sections(chosen)[1]
