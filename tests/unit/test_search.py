@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
+from loaded_script import load
 
-ROOT = Path(__file__).resolve().parents[2]
 RATES = [0.1, 0.2, 0.3]
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("search_cpu", ROOT / "scripts" / "search_cpu.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("search_cpu")
 
 
 def of(*scores: float | None) -> dict[int, dict[str, Any]]:
