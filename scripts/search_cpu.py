@@ -217,7 +217,7 @@ EXPLAINED = """Made by `python scripts/search_cpu.py --choose` from the records 
 Backbone `minilm_l6`, `scale=cpu`, `split=holdout`. Every method has the same three trials under seed 0: the learning
 rate of conf/method times 0.3, 1 and 3. The best one so far gets seeds 1 and 2 and is held by its median, until the best
 has three seeds. A few hundred rows cannot tell settings apart that lie closer than about 3 points: this is a choice,
-not a finding."""
+not a finding. This rule replaced a first one after that had failed on reported rows (docs/log.md)."""
 
 
 def main() -> int:
