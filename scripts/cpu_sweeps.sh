@@ -27,7 +27,8 @@ main() {
     sweep task=$task method=full,bitfit,vera,dylora,salora,houlsby,pfeiffer
     sweep task=$task method=lora method.rank=2
     sweep task=$task method=lora 'method.targets=[q,v]'  # the budget of delta_lora
-    sweep task=$task method=increlora method.target_rank=8
+    # with the ranks per growth that the authors give for this target
+    sweep task=$task method=increlora method.target_rank=8 method.ranks_per_growth=4
   done
 }
 
@@ -59,7 +60,9 @@ ablations() {
 budgets() {
   # ALoRA, Figure 2; IncreLoRA, Figure 4. For SoRA the budget is the rank that it starts with.
   sweep task=mrpc method=lora,sora,alora method.rank=2,4,8
-  sweep task=mrpc method=increlora method.target_rank=2,4,8
+  sweep task=mrpc method=increlora method.target_rank=2
+  sweep task=mrpc method=increlora method.target_rank=4 method.ranks_per_growth=2
+  sweep task=mrpc method=increlora method.target_rank=8 method.ranks_per_growth=4
   # SoRA's sparsifying schedule: Algorithm 1, Figure 2
   sweep task=mrpc method=sora 'method.stages=[0.75,1.5,3.0]'
 }
