@@ -1,6 +1,7 @@
 """The papers' claims (conf/claim) and how our records answer them. Pure: the same records give the same verdicts.
 
-Rows are picked by their fields, as in the papers' tables. Differences are paired by seed.
+Rows are picked by their fields, as in the papers' tables. Differences are paired by seed, between units that trained on
+alike many rows.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from adalora_bench.report.comparison import difference_interval
 from adalora_bench.report.measures import is_score, measure
 from adalora_bench.report.paper_files import Row
 from adalora_bench.report.papers import fits
-from adalora_bench.report.rows import Record
+from adalora_bench.report.rows import Record, alike
 from adalora_bench.report.statistics import median, worst
 from adalora_bench.schema import DONE, FINISHED
 
 VERDICTS = ("holds", "does not hold", "undecided", "not comparable", "not run")
 SEEDS = 5  # fewer paired seeds decide nothing
+Unit = tuple[float, tuple[float | None, ...]]  # a seed's number, and the training rows behind each measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ def _comparisons(
         theirs = {} if b is None else _numbers(paper, claim, b, on, place, shelves)
         label = on[0] if len(on) == 1 else f"mean of {', '.join(on)}"
         if b is None:
-            seeds = dict(sorted(mine.items()))
+            seeds = {seed: number for seed, (number, _) in sorted(mine.items())}
         else:
             seeds = {
                 seed: number
@@ -173,8 +175,14 @@ def _comparisons(
     return found
 
 
-def _relate(relation: str, a: float, b: float) -> float | None:
-    """One seed's number of a comparison; None where both diverged, or a ratio has no base."""
+def _relate(relation: str, one: Unit, other: Unit) -> float | None:
+    """One seed's number of a comparison.
+
+    None where the two trained on other rows, where both diverged, and where a ratio has no base.
+    """
+    if not all(map(alike, one[1], other[1])):
+        return None
+    a, b = one[0], other[0]
     if math.isinf(a) and math.isinf(b):
         return None
     if relation in ("ratio", "fewer_pct"):
@@ -191,7 +199,7 @@ def _numbers(
     on: Sequence[str],
     place: Place,
     shelves: Mapping[tuple[str, str], list[Record]],
-) -> dict[int, float]:
+) -> dict[int, Unit]:
     """Seed -> mean over the measures, for the seeds that have all of them. A diverged score is infinitely bad."""
     row = paper.row(label)
     per_measure = []
@@ -208,10 +216,13 @@ def _numbers(
         for record in arrange_seeds(fitting):
             number = _seed(record, metrics)
             if number is not None:
-                numbers[record["seed"]] = number
+                numbers[record["seed"]] = (number, record.get("rows", {}).get("train"))
         per_measure.append(numbers)
-    common = set.intersection(*(set(numbers) for numbers in per_measure))
-    return {seed: sum(numbers[seed] for numbers in per_measure) / len(per_measure) for seed in sorted(common)}
+    found = {}
+    for seed in sorted(set.intersection(*(set(numbers) for numbers in per_measure))):
+        values, rows = zip(*(numbers[seed] for numbers in per_measure), strict=True)
+        found[seed] = (sum(values) / len(values), rows)
+    return found
 
 
 def _seed(record: Record, metrics: Sequence[str]) -> float | None:

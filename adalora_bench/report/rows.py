@@ -90,13 +90,16 @@ class CellRow:
 
 
 def alike_in_rows(one: CellRow, other: CellRow) -> bool:
-    """Whether both trained on about as many rows: a tenth apart at most, since some methods keep a few for themselves.
+    """Whether both trained on about as many rows; two that did not are no comparison."""
+    return alike(one.rows_train, other.rows_train)
 
-    Two that did not are no comparison. Unknown counts are taken as alike.
+
+def alike(one: float | None, other: float | None) -> bool:
+    """Whether two counts of rows are a tenth apart at most, since some methods keep a few rows for themselves.
+
+    Unknown counts are taken as alike.
     """
-    if not one.rows_train or not other.rows_train:
-        return True
-    return max(one.rows_train, other.rows_train) <= 1.1 * min(one.rows_train, other.rows_train)
+    return not one or not other or max(one, other) <= 1.1 * min(one, other)
 
 
 def row_of(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selection | None) -> CellRow:

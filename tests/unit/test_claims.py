@@ -60,6 +60,12 @@ def judged(one: PaperClaims, records: list[dict[str, Any]]) -> Judged:
     return found
 
 
+def test_units_that_trained_on_other_rows_are_not_compared() -> None:
+    ours = seeds("increlora", [0.9] * 5, rows={"train": 1000})
+    assert judged(paper(), ours + seeds("lora", [0.8] * 5, rows={"train": 968})).verdict == "holds"
+    assert judged(paper(), ours + seeds("lora", [0.8] * 5, rows={"train": 3668})).verdict == "not run"
+
+
 def shifted(by: list[float]) -> list[dict[str, Any]]:
     return seeds("lora", SCORES) + seeds("increlora", [a + b for a, b in zip(SCORES, by, strict=True)])
 
