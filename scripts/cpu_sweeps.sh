@@ -5,6 +5,7 @@
 #   BENCH="bench plan" scripts/cpu_sweeps.sh                                                       only says what it would do
 #
 # What is recorded is skipped, an interrupted unit goes on from its checkpoint: call it as often as you like.
+# PYTHON names the interpreter of scripts/search_cpu.py where it is not `python`.
 # Settings: conf/pair/minilm_l6 and conf/recipe/minilm_l6; scripts/search_cpu.py searches and writes the recipes.
 # A failed sweep does not stop the rest.
 set -u
@@ -20,15 +21,26 @@ sweep() {
   if [ "$code" -ne 0 ]; then STATUS=1; fi
 }
 
+at_rate() {
+  # A row at another budget, at the learning rate of its own search; at_rate TASK ROW SETTINGS...
+  local task=$1 row=$2 rate
+  shift 2
+  if rate=$("${PYTHON:-python}" "$(dirname "$0")/search_cpu.py" --task "$task" --methods "$row" --chosen); then
+    sweep "task=$task" "$@" "method.lr=$rate"
+  else
+    STATUS=1
+  fi
+}
+
 main() {
   local task
   for task in stsb mrpc film_reviews; do
     sweep task=$task method=lora,increlora,sora,alora,aflora,delta_lora,adalora
     sweep task=$task method=full,bitfit,vera,dylora,salora,houlsby,pfeiffer
-    sweep task=$task method=lora method.rank=2
-    sweep task=$task method=lora 'method.targets=[q,v]'  # the budget of delta_lora
+    at_rate $task lora_r2 method=lora method.rank=2
+    at_rate $task lora_qv method=lora 'method.targets=[q,v]'  # the budget of delta_lora
     # with the ranks per growth that the authors give for this target
-    sweep task=$task method=increlora method.target_rank=8 method.ranks_per_growth=4
+    at_rate $task increlora_r8 method=increlora method.target_rank=8 method.ranks_per_growth=4
   done
 }
 

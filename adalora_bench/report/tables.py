@@ -23,6 +23,9 @@ __all__ = ["CellRow", "build_tables", "cell_summary", "refresh", "table_name"]
 
 # The split that a table is about unless its name says otherwise.
 _USUAL_SPLIT = "validation"
+_NUMBER = re.compile(
+    r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\.?\w)"
+)  # 72, 331,776, 0.5 and the 97 of 97%, no version, no r8
 
 
 def build_tables(
@@ -117,7 +120,7 @@ def _notes(
     notes += [
         f"Backbone `{group.backbone}`: {caveat}" for caveat in sorted({r.caveat for r in rows if r.caveat})
     ]
-    notes += sorted({f"Method `{r.method}`: {note}." for r in rows for note in r.notes})
+    notes += _merged({f"Method `{r.method}`: {note}." for r in rows for note in r.notes})
     notes.append(f"Split `{group.split}`. {_selection(rows, selection)}")
     notes.append(
         "Cells: median [min, max] over seeds, scores x100, n seeds; a [min, max] of 5 is a "
@@ -184,3 +187,21 @@ def _selection(rows: Sequence[CellRow], selection: Selection) -> str:
 def _stale(one: Hidden) -> str:
     noun = "record" if one.records == 1 else "records"
     return f"Stale, not shown: {one.label} on {one.task}, key {one.key8}, {one.records} {noun} ({one.why})."
+
+
+def _merged(notes: Iterable[str]) -> list[str]:
+    """Sorted; notes that differ in their numbers alone become one, with the range of each: 97 to 100%."""
+    alike: dict[str, list[str]] = {}
+    for note in sorted(notes):
+        alike.setdefault(_NUMBER.sub("0", note), []).append(note)
+    return [_as_one(same) for same in alike.values()]
+
+
+def _as_one(same: Sequence[str]) -> str:
+    columns = iter(list(zip(*map(_NUMBER.findall, same), strict=True)))
+    return _NUMBER.sub(lambda _: _range(next(columns)), same[0])
+
+
+def _range(numbers: Sequence[str]) -> str:
+    in_order = sorted(set(numbers), key=lambda text: float(text.replace(",", "")))
+    return in_order[0] if len(in_order) == 1 else f"{in_order[0]} to {in_order[-1]}"

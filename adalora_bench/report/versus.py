@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,11 +21,13 @@ from adalora_bench.report.comparison import (
 )
 from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.rows import CellRow, alike_in_rows
+from adalora_bench.report.statistics import median
 
 BASELINE = "lora"
 SEEDS = 5  # fewer decide nothing
 NEAR = 1.25  # budgets within this factor count as equal
-BUDGET_KEYS = {"method.rank", "method.targets"}  # what sets LoRA's number of parameters and nothing else
+# What sets LoRA's number of parameters and nothing else; the learning rate, since each budget may want its own
+BUDGET_KEYS = {"method.rank", "method.targets", "method.lr"}
 EXACT = 12  # seeds up to which all signs are tried
 
 
@@ -36,35 +39,48 @@ def against_lora(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
     """
     plain = [row for row in rows if not row.overrides]
     base = {row.task: row for row in plain if row.method == BASELINE}
-    tasks = sorted(base)
-    methods = sorted({row.method for row in plain if row.task in base} - {BASELINE})
-    if not methods:
+    found: dict[str, dict[str, list[float]]] = {}  # method -> task -> differences
+    for row in plain:
+        differences = _differences(row, base[row.task]) if row.task in base and row.method != BASELINE else []
+        if differences:
+            found.setdefault(row.method, {})[row.task] = differences
+    if not found:
         return [], []
+    tasks = sorted({task for of in found.values() for task in of})
+    together = _together(found)
     cells = {(row.method, row.task): row for row in plain}
     lines, p_values = [], []
-    for method in [BASELINE, *methods]:
+    for method in [BASELINE, *sorted(found)]:
         line = [one_line(method)]
         for task in tasks:
-            row = cells.get((method, task))
-            differences = [] if row is None or method == BASELINE else _differences(row, base[task])
+            differences = found.get(method, {}).get(task, [])
             line.append(_difference(differences))
             if SEEDS <= len(differences) <= EXACT:
                 p_values.append(sign_flip_test(differences))
-        across = _across([cells.get((method, task)) for task in tasks], [base[task] for task in tasks])
-        lines.append([*line, *across] if len(tasks) > 1 else line)
+        if len(together) > 1:
+            line += _across(
+                [cells.get((method, task)) for task in together], [base[task] for task in together]
+            )
+        lines.append(line)
     head = ["method", *(one_line(f"{task}: {base[task].main_metric}") for task in tasks)]
-    head += (
-        [f"interquartile mean of {len(tasks)} tasks", f"P(better than {BASELINE})"] if len(tasks) > 1 else []
-    )
-    return [f"## Against {BASELINE}", pipe_table(head, lines)], _notes(p_values, several=len(tasks) > 1)
+    if len(together) > 1:
+        names = one_line(", ".join(together))
+        head += [f"interquartile mean of {names}", f"P(better than {BASELINE})"]
+    return [f"## Against {BASELINE}", pipe_table(head, lines)], _notes(p_values, several=len(together) > 1)
+
+
+def _together(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """The tasks that are summed up across: those with every seed for half as many methods as the fullest task."""
+    full = Counter(task for of in found.values() for task, values in of.items() if len(values) >= SEEDS)
+    return sorted(task for task, count in full.items() if 2 * count >= max(full.values()))
 
 
 def at_equal_budget(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
     """As `against_lora`, but every row against the LoRA row of its task whose adapters are nearest in parameters.
 
-    The budget of a row is its parameters at the end, mean over its seeds; a row without a LoRA row within a factor of
-    NEAR is left out, and so is LoRA itself. Nothing unless LoRA was run at two budgets on some task: with one the
-    section would repeat the other.
+    The budget of a row is its parameters at the end, mean over its seeds; of LoRA rows with one budget the best one is
+    met. A row without a LoRA row within a factor of NEAR is left out, and so is LoRA itself. Nothing unless LoRA was
+    run at two budgets on some task: with one the section would repeat the other.
     """
     loras: dict[str, list[CellRow]] = {}
     for row in sorted(rows, key=lambda row: len(row.overrides)):
@@ -72,23 +88,24 @@ def at_equal_budget(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
             loras.setdefault(row.task, []).append(row)
     if all(len(found) < 2 for found in loras.values()):
         return [], []
-    tasks = sorted(loras)
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         base = None if row.method == BASELINE else _nearest(row, loras.get(row.task, []))
-        if base is not None:
+        differences = [] if base is None else _differences(row, base)
+        if base is not None and differences:
             budgets = f"{row.params_final:,.0f} : {base.params_final:,.0f}"
-            text = f"{_difference(_differences(row, base))}, {one_line(base.short)}, {budgets}"
+            text = f"{_difference(differences)}, {one_line(base.short)}, {budgets}"
             cells.setdefault(row.short, {})[row.task] = text
+    if not cells:
+        return [], []
+    tasks = sorted({task for texts in cells.values() for task in texts})
     lines = [
         [one_line(label), *(texts.get(task, "-") for task in tasks)] for label, texts in sorted(cells.items())
     ]
-    if not lines:
-        return [], []
     note = (
         f"At an equal budget: the same differences, to the {BASELINE} row of the task that is nearest in parameters of "
-        f"the adapters at the end, within a factor of {NEAR:g}; its name and both numbers stand beside. Rows without "
-        "such a partner are left out."
+        f"the adapters at the end, within a factor of {NEAR:g}; its name and both numbers stand beside. Of "
+        f"{BASELINE} rows with one number of parameters the best median is met. Rows without a partner are left out."
     )
     head = ["method", *tasks]
     return [f"## Against {BASELINE} at an equal budget", pipe_table(head, lines)], [note]
@@ -99,15 +116,25 @@ def _keys(row: CellRow) -> set[str]:
 
 
 def _nearest(row: CellRow, candidates: Sequence[CellRow]) -> CellRow | None:
-    """The first of those nearest on the scale of factors; None where none is near."""
+    """The nearest on the scale of factors, of several the best, of those the first; None where none is near."""
     if not row.params_final:
         return None
     mine = math.log(row.params_final)
     apart = [
-        (abs(math.log(base.params_final) - mine), i) for i, base in enumerate(candidates) if base.params_final
+        (round(abs(math.log(base.params_final) - mine), 9), -_middle(base), i)
+        for i, base in enumerate(candidates)
+        if base.params_final
     ]
-    distance, index = min(apart, default=(math.inf, 0))
+    distance, _, index = min(apart, default=(math.inf, 0.0, 0))
     return candidates[index] if distance <= math.log(NEAR) else None
+
+
+def _middle(row: CellRow) -> float:
+    """Median score, higher is better; a diverged seed is below all."""
+    sign = 1.0 if higher_is_better(row.main_metric) else -1.0
+    return median(
+        [-math.inf if value is None else sign * value for value in row.seeds.values()] or [-math.inf]
+    )
 
 
 def _differences(row: CellRow, base: CellRow) -> list[float]:

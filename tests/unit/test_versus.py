@@ -49,12 +49,29 @@ def test_other_training_rows_are_no_comparison() -> None:
     lora = seeds("lora", "rte", LORA)
     for one in lora:
         one["rows"] = {"train": 2490, "report": 277}
-    found, _ = table([*lora, *more])
-    assert found["sora"] == ["-"]
+    assert against_lora(cell_summary([*lora, *more])) == ([], [])
+    found, _ = table([*lora, *more, *seeds("sora", "mrpc", BETTER), *seeds("lora", "mrpc", LORA)])
+    assert found["method"] == ["mrpc: acc"]
+
+
+def test_what_has_no_difference_has_no_place() -> None:
+    records = seeds("lora", "rte", LORA) + seeds("lora", "mrpc", LORA) + seeds("sora", "rte", BETTER)
+    found, _ = table(records + seeds("bitfit", "sst2", LORA))
+    assert found["method"] == ["rte: acc"]
+    assert "bitfit" not in found
+
+
+def test_tasks_of_few_methods_are_left_out_of_the_sums() -> None:
+    methods = ("lora", "sora", "bitfit", "increlora", "elora")
+    records = [one for task in ("rte", "mrpc") for name in methods for one in seeds(name, task, LORA)]
+    records += seeds("lora", "cola", LORA) + seeds("sora", "cola", BETTER)
+    found, _ = table(records)
+    assert found["method"][3:] == ["interquartile mean of mrpc, rte", "P(better than lora)"]
+    assert "-" not in found["bitfit"][3:]
 
 
 def test_across_tasks_only_where_they_have_the_same_seeds() -> None:
-    lora = [one for task in ("rte", "mrpc") for one in seeds("lora", task, LORA)]
+    lora = [one for task in ("rte", "mrpc") for name in ("lora", "bitfit") for one in seeds(name, task, LORA)]
     sora = [one for task in ("rte", "mrpc") for one in seeds("sora", task, [*BETTER, 0.9])]
     kept = [one for one in sora if one["seed"] != (0 if one["names"]["task"] == "rte" else 5)]
     found, _ = table([*lora, *kept])
@@ -81,8 +98,10 @@ def test_across_tasks_only_with_every_seed_of_every_task() -> None:
     assert low < mean < high
     assert found["lora"][3] == "-"
     assert "82 to 90 %" in notes
-    missing, _ = table([*both, *sora[:-1]])
+    bitfit = [one for task in ("rte", "mrpc") for one in seeds("bitfit", task, LORA)]
+    missing, _ = table([*both, *bitfit, *sora[:-1]])
     assert missing["sora"][2:] == ["-", "-"]
+    assert "-" not in missing["bitfit"][2:]
 
 
 def test_nothing_to_compare() -> None:
@@ -118,6 +137,17 @@ def test_at_an_equal_budget_each_row_meets_the_nearest_lora() -> None:
     assert found["increlora"] == ["+0.00 [+0.00, +0.00] n=5, lora (rank=2), 2,100 : 2,000"]
     assert found["sora"] == ["**+1.00** [+1.00, +3.00] n=5, lora, 7,000 : 8,000"]
     assert set(found) == {"method", "increlora", "sora"} | {key for key in found if set(key) <= {"-", ":"}}
+
+
+def test_at_an_equal_budget_the_best_lora_is_met() -> None:
+    slow = budgeted("lora", 2000, LORA, "rank=2")
+    fast = [*budgeted("lora", 2000, BETTER), *budgeted("lora", 9000, LORA, "lr=0.1")]
+    found = equal([*slow, *fast, *budgeted("sora", 2100)])
+    assert found["sora"] == ["+0.00 [+0.00, +0.00] n=5, lora, 2,100 : 2,000"]
+    worse = [*budgeted("lora", 2000, LORA), *budgeted("lora", 2000, BETTER, "lr=0.1")]
+    assert equal([*worse, *budgeted("sora", 2100)])["sora"][0].startswith(
+        "+0.00 [+0.00, +0.00] n=5, lora (lr=0.1)"
+    )
 
 
 def test_an_equal_budget_wants_lora_at_two_budgets() -> None:
