@@ -7,24 +7,24 @@ of Okabe and Ito, maps use cividis.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from adalora_bench.report.series import Bars, Data, Dots, Lines, Maps
+from adalora_bench.report.series import Bars, Data, Dots, Line, Lines, Maps
 from adalora_bench.report.statistics import median
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+LEGEND = 44  # characters of a line in a legend of two columns
 TOGETHER = 6  # more lines than these get a panel each
 
 
 def _draw_lines(canvas: Canvas, data: Lines) -> None:
-    from matplotlib.patheffects import Normal, Stroke
-
     single = all(len(line.x) == 1 for line in data.lines)
     if len(data.lines) > TOGETHER and not single:
         _draw_panels(canvas, data)
@@ -46,19 +46,11 @@ def _draw_lines(canvas: Canvas, data: Lines) -> None:
                 linestyle="none",
                 capsize=2,
                 linewidth=1,
-                label=_short(line.label),
+                label=_wrapped(_short(line.label), LEGEND),
                 markerfacecolor=colour if number < len(MARKERS) else "none",
             )
             if line.label in data.best:
                 axes.plot(line.x, line.middle, "o", ms=13, mfc="none", mec="black", mew=1)
-                axes.annotate(
-                    _short(line.label),
-                    (line.x[0], line.middle[0]),
-                    xytext=(6, 9),
-                    textcoords="offset points",
-                    fontsize=7,
-                    path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
-                )
         else:
             axes.plot(
                 line.x,
@@ -68,13 +60,30 @@ def _draw_lines(canvas: Canvas, data: Lines) -> None:
                 marker=marker if len(line.x) <= 30 else None,
                 ms=4,
                 drawstyle="steps-post" if data.stairs else "default",
-                label=_short(line.label),
+                label=_wrapped(_short(line.label), LEGEND),
             )
             axes.fill_between(
                 line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0, step=_step(data)
             )
+    if single:
+        _name_best(axes, [line for line in data.lines if line.label in data.best])
     _name_axes(axes, data)
     canvas.legend(loc="outside lower left", ncols=2, fontsize=8)
+
+
+def _name_best(axes: Axes, best: Sequence[Line]) -> None:
+    """From left to right above and below in turn, so that neighbours do not lie on each other."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    for number, line in enumerate(sorted(best, key=lambda line: line.x[0])):
+        axes.annotate(
+            _short(line.label),
+            (line.x[0], line.middle[0]),
+            xytext=(6, -15 if number % 2 else 9),
+            textcoords="offset points",
+            fontsize=7,
+            path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
+        )
 
 
 def _draw_panels(canvas: Canvas, data: Lines) -> None:
