@@ -203,10 +203,8 @@ def write_recipe(method: str, task: str, rate: float, *, variant: str | None = N
 
 
 def section(task: str, found: dict[str, Trials]) -> str:
-    rows = next(record["rows"] for of in found.values() for seeds in of.values() for record in seeds.values())
-    metric = next(
-        record["main_metric"] for of in found.values() for seeds in of.values() for record in seeds.values()
-    )
+    one = next(record for of in found.values() for seeds in of.values() for record in seeds.values())
+    rows, metric = one["rows"], one["main_metric"]
     lines = [
         f"## {task}",
         "",
