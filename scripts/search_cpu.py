@@ -267,6 +267,8 @@ def main() -> int:
     if arguments.choose:
         return choose()
     if arguments.chosen:
+        if not (arguments.task and arguments.methods):
+            parser.error("--chosen wants one --task and one row as --methods")
         found = trials(arguments.methods, arguments.task[0])
         if wanted(found, rates(arguments.methods)):
             print(f"{arguments.task[0]}: {arguments.methods} is not searched yet.", file=sys.stderr)

@@ -26,6 +26,15 @@ from adalora_bench.report.series import (
 )
 from adalora_bench.report.statistics import median
 
+# What a point of a line of budgets may set. Not the targets: other matrices are another method's line.
+BUDGET_KEYS = {
+    "method.rank",
+    "method.init_rank",
+    "method.target_rank",
+    "method.ranks_per_growth",
+    "method.lr",
+}
+
 
 def learning(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
     """Main score of the report rows at every evaluation."""
@@ -187,12 +196,15 @@ def _by_stage(label: str, seeds: Sequence[Sequence[tuple[float, float]]]) -> Lin
 
 
 def budget(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
-    """Main score of one method at several budgets, against the parameters at the end."""
+    """Main score of one method at several budgets, against the parameters at the end.
+
+    Cells that set more than the budget and its learning rate are no point of a line. Of those with one number of
+    parameters the best median stands, as in the table of equal budgets; of equal ones the plainest.
+    """
     by_method: dict[str, dict[float, list[float]]] = defaultdict(dict)
-    # other settings at the same budget are no point of this line: the plainest cell stands for it
-    for cell in sorted(cells, key=lambda one: (len(one.row.overrides), one.row.overrides)):
+    for cell in sorted(cells, key=lambda one: (-one.row.middle, len(one.row.overrides), one.row.overrides)):
         known = [value for value in scores(cell).values() if value is not None]
-        if cell.row.params_final and known:
+        if cell.row.params_final and known and cell.row.overridden <= BUDGET_KEYS:
             by_method[cell.row.method].setdefault(cell.row.params_final, known)
     lines = []
     for method, places in sorted(by_method.items()):
@@ -211,18 +223,30 @@ def budget(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
 
 
 def pareto(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
-    """Main score of every cell against the parameters at the end; the front is marked."""
-    lines, of = [], {}
+    """Main score of every cell against the parameters at the end; the front of those with all seeds is marked.
+
+    Other settings than a method's own stand aside, and so do cells with fewer seeds.
+    """
+    lines, of, aside = [], {}, []
     sign = 1.0 if higher_is_better(metric_of(cells)) else -1.0
+    most = max((len(cell.row.seeds) for cell in cells), default=0)
     for cell in cells:
         known = [value for value in scores(cell).values() if value is not None]
         if cell.row.params_final:
             line = band(cell.row.label, [[(cell.row.params_final, value)] for value in known])
             assert line is not None
             lines.append(line)
-            of[cell.row.label] = (line.x[0], sign * line.middle[0])
+            if len(cell.row.seeds) == most:
+                of[cell.row.label] = (line.x[0], sign * line.middle[0])
+            if cell.row.overrides or len(cell.row.seeds) < most:
+                aside.append(cell.row.label)
     if len(lines) < 2:
         return None
     return Lines(
-        x="adapter parameters at the end", y=metric_of(cells), lines=lines, log_x=True, best=front(of)
+        x="adapter parameters at the end",
+        y=metric_of(cells),
+        lines=lines,
+        log_x=True,
+        best=front(of),
+        aside=aside if len(aside) < len(lines) else [],
     )

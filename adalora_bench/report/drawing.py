@@ -22,53 +22,87 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LEGEND = 44  # characters of a line in a legend of two columns
 TOGETHER = 6  # more lines than these get a panel each
+# Of the distance of the medians: how far the seeds may reach before the axis is cut, and where it is cut.
+FAR = 2.5
+EDGE = 0.25
 
 
 def _draw_lines(canvas: Canvas, data: Lines) -> None:
-    single = all(len(line.x) == 1 for line in data.lines)
-    if len(data.lines) > TOGETHER and not single:
+    if all(len(line.x) == 1 for line in data.lines):
+        _draw_points(canvas, data)
+        return
+    if len(data.lines) > TOGETHER:
         _draw_panels(canvas, data)
         return
-    rows = math.ceil(len(data.lines) / 2)
-    canvas.set_size_inches(7, 4 + 0.2 * rows)
-    canvas.set_layout_engine("constrained")
-    axes = canvas.add_subplot()
+    axes = _with_legend(canvas, len(data.lines))
     for number, line in enumerate(data.lines):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        if single:
-            low, high = line.middle[0] - line.low[0], line.high[0] - line.middle[0]
-            axes.errorbar(
-                line.x,
-                line.middle,
-                yerr=[[low], [high]],
-                color=colour,
-                marker=marker,
-                linestyle="none",
-                capsize=2,
-                linewidth=1,
-                label=_wrapped(_short(line.label), LEGEND),
-                markerfacecolor=colour if number < len(MARKERS) else "none",
-            )
-            if line.label in data.best:
-                axes.plot(line.x, line.middle, "o", ms=13, mfc="none", mec="black", mew=1)
-        else:
-            axes.plot(
-                line.x,
-                line.middle,
-                color=colour,
-                linestyle=DASHES[number % len(DASHES)],
-                marker=marker if len(line.x) <= 30 else None,
-                ms=4,
-                drawstyle="steps-post" if data.stairs else "default",
-                label=_wrapped(_short(line.label), LEGEND),
-            )
-            axes.fill_between(
-                line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0, step=_step(data)
-            )
-    if single:
-        _name_best(axes, [line for line in data.lines if line.label in data.best])
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(
+            line.x,
+            line.middle,
+            color=colour,
+            linestyle=DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)] if len(line.x) <= 30 else None,
+            ms=4,
+            drawstyle="steps-post" if data.stairs else "default",
+            label=_wrapped(_short(line.label), LEGEND),
+        )
+        axes.fill_between(
+            line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0, step=_step(data)
+        )
     _name_axes(axes, data)
     canvas.legend(loc="outside lower left", ncols=2, fontsize=8)
+
+
+def _with_legend(canvas: Canvas, entries: int) -> Axes:
+    canvas.set_size_inches(7, 4 + 0.2 * math.ceil(entries / 2))
+    canvas.set_layout_engine("constrained")
+    return canvas.add_subplot()
+
+
+def _draw_points(canvas: Canvas, data: Lines) -> None:
+    """A point per line with the range of its seeds; those aside in grey, without a say in where the axis ends."""
+    front = [line for line in data.lines if line.label not in data.aside]
+    behind = [line for line in data.lines if line.label in data.aside]
+    axes = _with_legend(canvas, len(front) + bool(behind))
+    for number, line in enumerate(behind):
+        label = "other settings, or fewer seeds" if number == 0 else None
+        _point(axes, line, color="#AAAAAA", marker="o", ms=3, linewidth=0.7, label=label, zorder=1)
+    for number, line in enumerate(front):
+        colour, hollow = COLOURS[number % len(COLOURS)], number >= len(MARKERS)
+        _point(
+            axes,
+            line,
+            color=colour,
+            marker=MARKERS[number % len(MARKERS)],
+            markerfacecolor="none" if hollow else colour,
+            linewidth=1,
+            label=_wrapped(_short(line.label), LEGEND),
+        )
+    best = [line for line in data.lines if line.label in data.best]
+    for line in best:
+        axes.plot(line.x, line.middle, "o", ms=13, mfc="none", mec="black", mew=1)
+    _name_axes(axes, data)
+    _end_axis(axes, data, [line.middle[0] for line in front])
+    _name_best(axes, best)
+    canvas.legend(loc="outside lower left", ncols=2, fontsize=8)
+
+
+def _point(axes: Axes, line: Line, **style: Any) -> None:
+    low, high = line.middle[0] - line.low[0], line.high[0] - line.middle[0]
+    axes.errorbar(line.x, line.middle, yerr=[[low], [high]], linestyle="none", capsize=2, **style)
+
+
+def _end_axis(axes: Axes, data: Lines, medians: Sequence[float]) -> None:
+    """Where the seeds reach much further than these medians, end the axis near them and say how many ranges are cut."""
+    apart = max(medians) - min(medians)
+    reach = max(line.high[0] for line in data.lines) - min(line.low[0] for line in data.lines)
+    if apart == 0 or reach <= FAR * apart:
+        return
+    bottom, top = min(medians) - EDGE * apart, max(medians) + EDGE * apart
+    cut = sum(line.low[0] < bottom or line.high[0] > top for line in data.lines)
+    axes.set_ylim(bottom, top)
+    axes.set_ylabel(f"{data.y} ({cut} of {len(data.lines)} ranges leave the picture)")
 
 
 def _name_best(axes: Axes, best: Sequence[Line]) -> None:

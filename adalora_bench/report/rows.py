@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,18 @@ class CellRow:
     def key8(self) -> str:
         """The part of the key that names the folder of its records."""
         return self.key[:8]
+
+    @property
+    def overridden(self) -> set[str]:
+        """The names of what the overrides set: {"method.rank"}."""
+        return {text.partition("=")[0] for text in self.overrides}
+
+    @property
+    def middle(self) -> float:
+        """Median main score on the scale higher is better; a diverged seed is below all, and no seed at all too."""
+        sign = 1.0 if metrics.higher_is_better(self.main_metric) else -1.0
+        known = [-math.inf if value is None else sign * value for value in self.seeds.values()]
+        return median(known or [-math.inf])
 
     @property
     def standard_error(self) -> float | None:

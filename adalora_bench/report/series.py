@@ -62,7 +62,8 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """Lines over a common axis. With `stairs` a value holds until the next. `best` names the points of the front."""
+    """Lines over a common axis. With `stairs` a value holds until the next. `best` names the points of the front,
+    `aside` those that stand behind the others: grey, and together one entry of the legend."""
 
     x: str
     y: str
@@ -71,6 +72,7 @@ class Lines:
     log_y: bool = False
     stairs: bool = False
     best: list[str] = field(default_factory=list)
+    aside: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

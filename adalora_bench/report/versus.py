@@ -21,7 +21,6 @@ from adalora_bench.report.comparison import (
 )
 from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.rows import CellRow, alike_in_rows
-from adalora_bench.report.statistics import median
 
 BASELINE = "lora"
 SEEDS = 5  # fewer decide nothing
@@ -84,7 +83,7 @@ def at_equal_budget(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
     """
     loras: dict[str, list[CellRow]] = {}
     for row in sorted(rows, key=lambda row: len(row.overrides)):
-        if row.method == BASELINE and row.params_final and _keys(row) <= BUDGET_KEYS:
+        if row.method == BASELINE and row.params_final and row.overridden <= BUDGET_KEYS:
             loras.setdefault(row.task, []).append(row)
     if all(len(found) < 2 for found in loras.values()):
         return [], []
@@ -111,30 +110,18 @@ def at_equal_budget(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
     return [f"## Against {BASELINE} at an equal budget", pipe_table(head, lines)], [note]
 
 
-def _keys(row: CellRow) -> set[str]:
-    return {override.partition("=")[0] for override in row.overrides}
-
-
 def _nearest(row: CellRow, candidates: Sequence[CellRow]) -> CellRow | None:
     """The nearest on the scale of factors, of several the best, of those the first; None where none is near."""
     if not row.params_final:
         return None
     mine = math.log(row.params_final)
     apart = [
-        (round(abs(math.log(base.params_final) - mine), 9), -_middle(base), i)
+        (round(abs(math.log(base.params_final) - mine), 9), -base.middle, i)
         for i, base in enumerate(candidates)
         if base.params_final
     ]
     distance, _, index = min(apart, default=(math.inf, 0.0, 0))
     return candidates[index] if distance <= math.log(NEAR) else None
-
-
-def _middle(row: CellRow) -> float:
-    """Median score, higher is better; a diverged seed is below all."""
-    sign = 1.0 if higher_is_better(row.main_metric) else -1.0
-    return median(
-        [-math.inf if value is None else sign * value for value in row.seeds.values()] or [-math.inf]
-    )
 
 
 def _differences(row: CellRow, base: CellRow) -> list[float]:

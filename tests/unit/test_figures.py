@@ -15,7 +15,7 @@ from adalora_bench.records import RecordStore
 from adalora_bench.report.drawing import _short_power
 from adalora_bench.report.figures import all_pictures, draw, refresh
 from adalora_bench.report.kinds import load_figures, pictures
-from adalora_bench.report.series import Bars, Dots, Line, Lines, Maps, band, front, shown, staircase
+from adalora_bench.report.series import Bars, Dots, Line, Lines, Maps, Picture, band, front, shown, staircase
 
 FOLDER = conf_dir() / "figure"
 FIGURES = load_figures(FOLDER)
@@ -146,10 +146,38 @@ def test_by_setting_and_by_budget() -> None:
     assert [label for label, _ in data.rows] == ["elora, rank=4", "elora, rank=1024"]
     (line,) = one_picture("score_by_budget", cell("lora") + cell("lora", "rank=2") + cell("aflora")).lines
     assert (line.label, line.x) == ("lora", [75_000, 300_000])
-    plain = cell("lora")
-    also = [one | {"overrides": ["method.lr=1"], "key": "f" * 64, "settings_key": "f" * 64} for one in plain]
-    data = one_picture("score_by_budget", [*plain, *also, *cell("lora", "rank=2")])
-    assert data.lines[0].x == [75_000, 300_000], "one point for each budget"
+
+
+def test_a_budget_is_met_by_its_best_rate_and_other_matrices_are_no_point() -> None:
+    def rated(rate: str, score: float) -> list[dict[str, Any]]:
+        key = rate * 64
+        more = {"key": key, "settings_key": key, "final": {"step": 9, "scores": {"acc": score}}}
+        return [one | more for one in cell("lora", "rank=2", f"lr={rate}")]
+
+    records = [*cell("lora"), *cell("lora", "rank=2"), *rated("1", 0.99), *rated("2", 0.02)]
+    data = one_picture("score_by_budget", [*records, *cell("lora", "targets=[q]")])
+    assert data.lines[0].x == [75_000, 300_000]
+    assert data.lines[0].middle[0] == 99.0
+
+
+def test_the_front_is_of_cells_with_all_seeds_and_other_settings_stand_aside() -> None:
+    records = [*cell("lora"), *cell("aflora"), *cell("lora", "rank=2"), *cell("bitfit")[:1]]
+    data = one_picture("pareto", records)
+    assert data.aside == ["bitfit", "lora (method.rank=2)"]
+    assert "bitfit" not in data.best
+    assert one_picture("pareto", cell("lora", "rank=2") + cell("lora", "rank=4")).aside == []
+
+
+@pytest.mark.parametrize(("lowest", "says"), [(60.0, False), (5.0, True)])
+def test_ranges_far_below_the_medians_are_cut_and_counted(lowest: float, says: bool) -> None:
+    def point(label: str, x: float, middle: float, low: float) -> Line:
+        return Line(label=label, x=[x], middle=[middle], low=[low], high=[middle])
+
+    lines = [point("a", 1, 70.0, 70.0), point("b", 2, 80.0, lowest), point("c", 3, 20.0, 20.0)]
+    data = Lines(x="x", y="acc", lines=lines if says else lines[:2], aside=["c"] if says else [])
+    svg = draw(Picture(stem="s", title="t", data=data), ("svg",))["svg"].decode()
+    assert ("acc (2 of 3 ranges leave the picture)" in svg) is says
+    assert ("other settings, or fewer seeds" in svg) is says
 
 
 def test_forest_is_paired_and_leaves_diverged_seeds_out() -> None:

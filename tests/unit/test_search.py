@@ -87,3 +87,13 @@ def test_rows_at_another_budget_have_trials_of_their_own(
     seeds = {row: set(script.trials(row, "stsb").get(1e-3, {})) for row in ("lora", "lora_r2", "lora_qv")}
     assert seeds == {"lora": {0}, "lora_r2": {1}, "lora_qv": {2}}
     assert "method.targets=[q,v]" in script.command("lora_qv", "stsb", [1e-3], [0], 1)
+
+
+def test_a_rate_of_no_row_is_asked_for_in_one_sentence(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["search_cpu.py", "--chosen"])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 2
+    assert "--chosen wants one --task and one row" in capsys.readouterr().err
