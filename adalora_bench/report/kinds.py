@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -124,6 +124,7 @@ def _role_place(role: str) -> tuple[int, str]:
 def costs(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
     """Runtime, FLOPs of a step and parameters, each over the largest, mean over the tasks that all labels have."""
     by_label: dict[str, dict[str, Shown]] = defaultdict(dict)
+    cells = without_single_seeds(cells)
     plain = [cell for cell in cells if not cell.row.overrides]
     # variations of a method are mostly run on one task, which would leave that task alone for all
     for cell in plain if len({cell.row.label for cell in plain}) > 1 else cells:
@@ -168,26 +169,30 @@ def by_setting(figure: Figure, cells: Sequence[Shown], __: Steps) -> Data | None
 
 
 def forest(figure: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
-    """Paired differences of every cell to the baseline's plain one (else its first), task by task."""
+    """Paired differences of every cell to the baseline's plain one (else its first), own settings before others."""
+    here = sorted(without_single_seeds(cells), key=lambda cell: bool(cell.row.overrides))
+    base = [cell for cell in here if cell.row.method == figure.baseline]
+    if not base:
+        return None
+    plain = min(base, key=lambda cell: (len(cell.row.overrides), cell.row.overrides))
+    sign = 1.0 if higher_is_better(plain.row.main_metric) else -1.0
     rows = []
-    for task in sorted({cell.row.task for cell in cells}):
-        here = [cell for cell in cells if cell.row.task == task]
-        base = [cell for cell in here if cell.row.method == figure.baseline]
-        if not base:
-            continue
-        plain = min(base, key=lambda cell: (len(cell.row.overrides), cell.row.overrides))
-        sign = 1.0 if higher_is_better(plain.row.main_metric) else -1.0
-        for cell in here:
-            if cell is not plain and cell.row.main_metric == plain.row.main_metric:
-                found = paired_differences(scores(cell), scores(plain))
-                if found:
-                    label = f"{task}: {cell.row.label} - {plain.row.label}"
-                    rows.append((label, [sign * value for value in found.values() if math.isfinite(value)]))
-    return (
-        Dots(x="difference in the main score, points; right is better", rows=rows, zero=True)
-        if rows
-        else None
-    )
+    for cell in here:
+        if cell is not plain and cell.row.main_metric == plain.row.main_metric:
+            found = paired_differences(scores(cell), scores(plain))
+            if found:
+                label = f"{cell.row.label} - {plain.row.label}"
+                rows.append((label, [sign * value for value in found.values() if math.isfinite(value)]))
+    x = f"difference in {plain.row.main_metric}, points; right is better"
+    return Dots(x=x, rows=rows, zero=True) if rows else None
+
+
+def without_single_seeds(cells: Sequence[Shown]) -> list[Shown]:
+    """All but the cells with one seed on a task where others have more: one run beside five compares with nothing."""
+    most: Counter[str] = Counter()
+    for cell in cells:
+        most[cell.row.task] = max(most[cell.row.task], len(cell.row.seeds))
+    return [cell for cell in cells if len(cell.row.seeds) > 1 or most[cell.row.task] == 1]
 
 
 KINDS: dict[str, Callable[[Figure, Sequence[Shown], Steps], Data | None]] = {
@@ -206,7 +211,7 @@ KINDS: dict[str, Callable[[Figure, Sequence[Shown], Steps], Data | None]] = {
     "by_setting": by_setting,
     "forest": forest,
 }
-ACROSS = ("costs", "forest")  # one picture for all tasks
+ACROSS = ("costs",)  # one picture for all tasks
 COMPARING = (
     "learning",
     "budget",

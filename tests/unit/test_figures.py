@@ -181,14 +181,24 @@ def test_ranges_far_below_the_medians_are_cut_and_counted(lowest: float, says: b
 
 
 def test_forest_is_paired_and_leaves_diverged_seeds_out() -> None:
-    (one,) = pictures("forest", FIGURES["forest"], shown(everything()), rows)
-    assert isinstance(one.data, Dots)
-    by_label = dict(one.data.rows)
-    assert len(by_label["rte: bitfit - lora"]) == 4
-    assert len(by_label["rte: increlora - lora"]) == 5
+    by_label = dict(one_picture("forest", everything()).rows)
+    assert len(by_label["bitfit - lora"]) == 4
+    assert len(by_label["increlora - lora"]) == 5
     mine = {r["seed"]: r["final"]["scores"]["acc"] for r in cell("increlora")}
     theirs = {r["seed"]: r["final"]["scores"]["acc"] for r in cell("lora")}
-    assert by_label["rte: increlora - lora"] == pytest.approx([100 * (mine[k] - theirs[k]) for k in range(5)])
+    assert by_label["increlora - lora"] == pytest.approx([100 * (mine[k] - theirs[k]) for k in range(5)])
+    assert list(by_label)[-1] == "lora (method.rank=4) - lora", "own settings come first"
+
+
+def test_a_single_seed_is_compared_with_no_five() -> None:
+    records = [*cell("lora"), *cell("aflora"), *cell("increlora")[:2], *cell("bitfit")[:1]]
+    labels = [label for label, _ in one_picture("forest", records).rows]
+    assert labels == ["aflora - lora", "increlora - lora"]
+    (one,) = pictures("cost", FIGURES["cost"], shown(records), rows)
+    assert isinstance(one.data, Bars)
+    assert list(one.data.bars) == ["aflora", "increlora", "lora"]
+    ones = [record(name, "rte", 0) for name in ("lora", "bitfit")]
+    assert len(one_picture("forest", ones).rows) == 1
 
 
 def test_cells_trained_on_other_rows_are_in_no_comparison() -> None:
@@ -197,7 +207,7 @@ def test_cells_trained_on_other_rows_are_in_no_comparison() -> None:
     assert [line.label for line in one_picture("pareto", records).lines] == ["aflora", "lora"]
     (one,) = pictures("forest", FIGURES["forest"], shown(records), rows)
     assert isinstance(one.data, Dots)
-    assert [label for label, _ in one.data.rows] == ["rte: aflora - lora"]
+    assert [label for label, _ in one.data.rows] == ["aflora - lora"]
     assert [line.label for line in one_picture("rank_trace", records).lines] == ["increlora"]
 
 
