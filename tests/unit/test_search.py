@@ -47,6 +47,14 @@ def test_a_leader_that_falls_is_overtaken_and_the_next_one_is_held_to_the_same(s
     assert script.leader({0.3: of(0.5), 0.1: of(0.5)}) == 0.1, "the smaller one in a tie"
 
 
+def test_a_collapsed_trial_does_not_win_by_the_majority_class(script: Any) -> None:
+    found = {0.1: of(0.73), 0.2: of(0.71), 0.3: of(None)}
+    found[0.1][0]["status"] = "collapsed"
+    assert script.leader(found) == 0.2
+    assert script.leader({0.1: found[0.1], 0.3: of(None)}) == 0.1
+    assert [script._text(script.score(one[0])) for one in found.values()] == ["collapsed", "71.0", "diverged"]
+
+
 def test_presets_take_the_rates_of_their_method(script: Any) -> None:
     assert script.rates("full_two_matrices") == script.rates("full") == [9e-06, 3e-05, 9e-05]
     assert script.rates("peft_dora") == script.rates("lora") == [0.0003, 0.001, 0.003]
