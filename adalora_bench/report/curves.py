@@ -27,7 +27,7 @@ from adalora_bench.report.series import (
 from adalora_bench.report.statistics import median
 
 # What a point of a line of budgets may set. Not the targets: other matrices are another method's line.
-BUDGET_KEYS = {
+ON_THE_LINE = {
     "method.rank",
     "method.init_rank",
     "method.target_rank",
@@ -204,7 +204,7 @@ def budget(_: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
     by_method: dict[str, dict[float, list[float]]] = defaultdict(dict)
     for cell in sorted(cells, key=lambda one: (-one.row.middle, len(one.row.overrides), one.row.overrides)):
         known = [value for value in scores(cell).values() if value is not None]
-        if cell.row.params_final and known and cell.row.overridden <= BUDGET_KEYS:
+        if cell.row.params_final and known and cell.row.overridden <= ON_THE_LINE:
             by_method[cell.row.method].setdefault(cell.row.params_final, known)
     lines = []
     for method, places in sorted(by_method.items()):
