@@ -17,10 +17,12 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "results" / "search"
@@ -109,13 +111,18 @@ def fixed(row: str) -> dict[str, Any]:
 
 def rates(row: str) -> list[float]:
     """The learning rates that are tried: conf/method's own times FACTORS."""
-    method = method_of(row)
-    text = (ROOT / "conf" / "method" / f"{method}.yaml").read_text(encoding="utf-8")
-    own: dict[str, Any] = yaml.safe_load(text)
-    if "lr" not in own:  # a preset: its method's
-        parent = next(name for name in own["defaults"] if name != "_self_")
-        return rates(parent)
-    return [float(f"{float(own['lr']) * factor:.3g}") for factor in FACTORS]
+    own = float(defaults(method_of(row))["lr"])
+    return [float(f"{own * factor:.3g}") for factor in FACTORS]
+
+
+@cache
+def defaults(method: str) -> dict[str, Any]:
+    """What conf/method says of a method; a preset's values lie over its method's."""
+    own = yaml.safe_load((ROOT / "conf" / "method" / f"{method}.yaml").read_text(encoding="utf-8"))
+    values: dict[str, Any] = {}
+    for parent in own.pop("defaults", ()):
+        values |= defaults(parent) if parent != "_self_" else {}
+    return values | own
 
 
 def recipe_file(method: str, task: str) -> Path:
@@ -142,11 +149,13 @@ def trials(row: str, task: str) -> Trials:
     """The records of the rates that are tried, under the present settings of the search and no others."""
     found: Trials = {}
     names = {"lr", *fixed(row)}
+    asked = {**defaults(method_of(row)), **fixed(row)}
     for path in sorted(RECORDS.glob(f"runs/{task}/minilm_l6/{method_of(row)}/*/seed*/record.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         settings = record["config"]["method"]
         typed = {text.split("=")[0] for text in record["overrides"] if text.startswith("method.")}
-        alike = all(settings[name] == value for name, value in fixed(row).items())
+        present = OmegaConf.create({**record["config"], "method": asked})  # ${train.warmup} and the like
+        alike = all(settings.get(name) == present.method[name] for name in asked if name != "lr")
         if settings["lr"] in rates(row) and alike and typed == {f"method.{name}" for name in names}:
             found.setdefault(settings["lr"], {})[record["seed"]] = record
     return found

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from adalora_bench.train.state import Group, Run
 
 MARGIN = 1e-6  # draws stay this far from 0 and 1, where logit is infinite
+HALF = 0.5  # a gate below is more closed than open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,17 @@ class SaLora(Method):
         run.compact()
 
     def notes(self, run: Run) -> list[str]:
-        return ["built from memory of its paper; no source was at hand"]
+        """Where the budget came about by shrinking every update instead of choosing ranks, that is said."""
+        import torch
+
+        found = ["built from memory of its paper; no source was at hand"]
+        gates = torch.cat([block.gate.detach() for block in run.rank_blocks()])
+        if gates.numel() and float(gates.median()) < HALF:
+            found.append(
+                "the gates shrank the update more than they chose ranks (the median gate that was kept is below 0.5); "
+                "a smaller method.multiplier_lr closes fewer at once"
+            )
+        return found
 
     def check(self, run: Run) -> None:
         budget = self.target_rank * len(run.adapters)

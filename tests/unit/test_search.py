@@ -80,7 +80,7 @@ def test_rows_at_another_budget_have_trials_of_their_own(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(script, "RECORDS", tmp_path)
-    settings = {"lr": 1e-3, "rank": 8, "targets": ["all"], "dropout": 0.0}
+    settings = script.defaults("lora") | {"lr": 1e-3}
     for seed, changed in enumerate(({}, {"rank": 2}, {"targets": ["q", "v"]}, {"dropout": 0.1})):
         file = (
             tmp_path / "runs" / "stsb" / "minilm_l6" / "lora" / f"key{seed}" / f"seed{seed}" / "record.json"
@@ -95,6 +95,25 @@ def test_rows_at_another_budget_have_trials_of_their_own(
     seeds = {row: set(script.trials(row, "stsb").get(1e-3, {})) for row in ("lora", "lora_r2", "lora_qv")}
     assert seeds == {"lora": {0}, "lora_r2": {1}, "lora_qv": {2}}
     assert "method.targets=[q,v]" in script.command("lora_qv", "stsb", [1e-3], [0], 1)
+
+
+def test_trials_under_a_default_that_has_changed_since_do_not_count(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interpolation is compared by what it comes to: IncreLoRA's interval is the training's warm-up."""
+    monkeypatch.setattr(script, "RECORDS", tmp_path)
+    own = script.defaults("increlora")
+    assert own["interval"] == own["growth_warmup"] == "${train.warmup}"
+    settings = own | {"interval": "6%", "growth_warmup": "6%"}
+    for seed, changed in enumerate(({}, {"alpha": own["alpha"] + 1}, {"interval": "7%"})):
+        file = tmp_path / f"runs/stsb/minilm_l6/increlora/key{seed}/seed{seed}/record.json"
+        file.parent.mkdir(parents=True)
+        config = {"method": settings | changed, "train": {"warmup": "6%"}}
+        one = {"config": config, "overrides": ["method.lr=0.001"], "seed": seed}
+        file.write_text(json.dumps(one), encoding="utf-8")
+    assert {rate: set(seeds) for rate, seeds in script.trials("increlora", "stsb").items()} == {
+        own["lr"]: {0}
+    }
 
 
 def test_a_rate_of_no_row_is_asked_for_in_one_sentence(
