@@ -30,9 +30,10 @@ def compose_cells(overrides: Sequence[str], *, multirun: bool = False) -> list[C
     Raises:
         UserError: an unknown name or key, a missing method or task, a sweep without -m.
     """
-    cells = []
+    cells: list[Cell] = []
+    usual: dict[tuple[str, ...], dict[str, Any]] = {}
     for combination in _expand(overrides, multirun):
-        cell = _compose(combination)
+        cell = _compose(combination, usual)
         if cell not in cells:
             cells.append(cell)
     return cells
@@ -68,7 +69,8 @@ def _expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     return [list(combination) for combination in product(*axes)]
 
 
-def _compose(overrides: list[str]) -> Cell:
+def _compose(overrides: list[str], usual: dict[tuple[str, ...], dict[str, Any]]) -> Cell:
+    """One cell. `usual` collects the settings of names with nothing typed, for the other cells of the command."""
     given = dict(text.split("=", 1) for text in overrides)
     for group in (*GROUPS, "train"):
         if group in given and given[group] not in options(group):
@@ -95,6 +97,7 @@ def _compose(overrides: list[str]) -> Cell:
             )
     groups = [f"{group}={names[group]}" for group in GROUPS]
     config = _hydra(groups, values)
+    telling = _telling(groups, values, config, usual)
     for group in (*GROUPS, "train"):
         if not isinstance(config[group], dict):
             raise UserError(
@@ -107,9 +110,34 @@ def _compose(overrides: list[str]) -> Cell:
         config["method"] |= resolve(config)
     seeds = _seeds(config["seeds"])
     shown = sorted(
-        text for text in values if text.split("=", 1)[0] not in STEERING and not text.startswith("launch.")
+        text for text in telling if text.split("=", 1)[0] not in STEERING and not text.startswith("launch.")
     )
     return Cell(names=names, config=config, overrides=tuple(shown), seeds=seeds)
+
+
+def _telling(
+    groups: list[str],
+    values: list[str],
+    config: dict[str, Any],
+    usual: dict[tuple[str, ...], dict[str, Any]],
+) -> list[str]:
+    """The values without those that say what holds anyway: with or without them the cell, and its key, is the same."""
+    from omegaconf import OmegaConf
+
+    if not any("." in text.split("=", 1)[0] for text in values):
+        return values
+    if tuple(groups) not in usual:
+        usual[tuple(groups)] = _hydra(groups, [])
+    general, own = OmegaConf.create(usual[tuple(groups)]), OmegaConf.create(config)
+
+    def repeats(text: str) -> bool:
+        name = text.split("=", 1)[0]
+        return "." in name and OmegaConf.select(general, name) == OmegaConf.select(own, name)
+
+    telling = [text for text in values if not repeats(text)]
+    if len(telling) < len(values) and _hydra(groups, telling) != config:
+        return values  # another one that was typed moves what a repeated one holds
+    return telling
 
 
 def method_settings(name: str, changes: Mapping[str, Any], **train: Any) -> dict[str, Any]:

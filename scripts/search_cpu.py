@@ -156,7 +156,7 @@ def trials(row: str, task: str) -> Trials:
         typed = {text.split("=")[0] for text in record["overrides"] if text.startswith("method.")}
         present = OmegaConf.create({**record["config"], "method": asked})  # ${train.warmup} and the like
         alike = all(settings.get(name) == present.method[name] for name in asked if name != "lr")
-        if settings["lr"] in rates(row) and alike and typed == {f"method.{name}" for name in names}:
+        if settings["lr"] in rates(row) and alike and typed <= {f"method.{name}" for name in names}:
             found.setdefault(settings["lr"], {})[record["seed"]] = record
     return found
 

@@ -242,3 +242,24 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(value, f"{prefix}{key}.")
         elif key != "defaults":
             yield f"{prefix}{key}", repr(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["method.orthogonality=0.1", "method.advance_learning=false"], ("method.advance_learning=false",)),
+        (["method.target_rank=2", "train.epochs=4", "seeds=[0]"], ()),
+        (["train.warmup=6%", "method.interval=6%"], ()),
+        # the interval is the warm-up's length unless it is given
+        (["train.warmup=10%", "method.interval=6%"], ("method.interval=6%", "train.warmup=10%")),
+    ],
+)
+def test_a_setting_that_repeats_what_holds_anyway_is_no_label(
+    given: list[str], told: tuple[str, ...]
+) -> None:
+    """Else a table of a paper, which goes by what was typed, would not know its own row (IncreLoRA, Table 2)."""
+    names = ["method=increlora", "task=stsb", "backbone=minilm_l6", "scale=cpu"]
+    (cell,), (short,) = compose_cells([*names, *given]), compose_cells([*names, *told])
+    assert cell.overrides == told
+    assert cell.config["method"] == short.config["method"]
+    assert cell.config["train"] == short.config["train"]
