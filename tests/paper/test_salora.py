@@ -242,11 +242,11 @@ def test_finalize_takes_the_weakest_open_gates_too_where_the_budget_is_exact() -
 
 
 def test_a_budget_held_by_shrinking_all_gates_is_said() -> None:
-    """The gates in evaluation are 1.2 sigmoid(log_alpha) - 0.1: 0.07 at -1.8, 0.98 at 2.2."""
-    shrunk = filled(Small(METHOD), [[-1.8, -1.8, -1.8, 2.2], [-9.0, -9.0, -9.0, -9.0]])
+    """The gates in evaluation are 1.2 sigmoid(log_alpha) - 0.1: 0.07 at -1.8, 0.22 at -1.0, 0.98 at 2.2."""
+    shrunk = filled(Small(METHOD), [[-1.8, -1.8, -1.8, -1.0], [-9.0, -9.0, -9.0, -9.0]])
     METHOD.finalize(shrunk.run)
     assert any("shrank the update" in note for note in METHOD.notes(shrunk.run))
-    chosen = filled(Small(METHOD), [[-1.8, 2.2, 2.2, 2.2], [-9.0, -9.0, -9.0, -9.0]])
+    chosen = filled(Small(METHOD), [[-1.8, -1.8, 2.2, 2.2], [-9.0, -9.0, -9.0, -9.0]])
     METHOD.finalize(chosen.run)
     assert not any("shrank the update" in note for note in METHOD.notes(chosen.run))
 
