@@ -7,6 +7,7 @@ python scripts/readme_results.py --check    (write nothing; exit code 1 where RE
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from adalora_bench.records import RecordStore
@@ -23,10 +24,15 @@ START, END = "<!-- made by scripts/readme_results.py -->", "<!-- end -->"
 
 
 def table(rows: list[CellRow]) -> str:
-    """The methods under their own settings with all seeds, on the same rows: results/tables, these tasks alone."""
+    """The methods under their own settings with all seeds, on the same rows: results/tables, these tasks alone.
+
+    A method on one task alone is there for an ablation, and has its place in results/tables.
+    """
     here = [row for row in rows if row.group == GROUP and row.task in TASKS and not row.overrides]
     odd = on_other_rows(here)
-    chosen = [row for row in here if len(row.seeds) >= SEEDS and row not in odd]
+    whole = [row for row in here if len(row.seeds) >= SEEDS and row not in odd]
+    tasks_of = Counter(row.method for row in whole)
+    chosen = [row for row in whole if tasks_of[row.method] > 1]
     if not chosen:
         return ""
     return sections(chosen)[1]
