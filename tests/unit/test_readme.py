@@ -23,10 +23,12 @@ def test_its_table_is_that_of_the_records(script: Any, monkeypatch: pytest.Monke
 
 
 def test_only_whole_rows_of_its_tasks_are_shown(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "TASKS", ("mrpc",))
-    records = [record("lora", "mrpc", seed) for seed in range(5)]
-    records += [record("sora", "mrpc", seed) for seed in range(4)]
-    records += [record("increlora", task, seed) for task in ("mrpc", "rte") for seed in range(5)]
+    """Nor a method with all seeds on one of them alone: an ablation."""
+    monkeypatch.setattr(script, "TASKS", ("mrpc", "cola"))
+    records = [record("lora", task, seed) for task in ("mrpc", "cola") for seed in range(5)]
+    records += [record("sora", task, seed) for task in ("mrpc", "cola") for seed in range(4)]
+    records += [record("aflora", task, seed) for task in ("cola", "rte") for seed in range(5)]
+    records += [record("increlora", task, seed) for task in ("mrpc", "cola", "rte") for seed in range(5)]
     monkeypatch.setattr(script, "GROUP", cell_summary(records)[0].group)
     text = script.table(cell_summary(records))
     assert [line.split("|")[1].strip() for line in text.splitlines()] == [
