@@ -181,8 +181,8 @@ class Steering:
 class Cell:
     """One method x task x backbone with its settings.
 
-    `config` is resolved and plain. `overrides` is what the user typed beyond the four names, for the row's label
-    and the command that runs it again. `key` is empty until the data is known (`with_key`).
+    `config` is resolved and plain. `overrides` is what the user typed beyond the four names, less what holds anyway,
+    for the row's label and the command that runs it again. `key` is empty until the data is known (`with_key`).
     """
 
     names: dict[str, str]
