@@ -22,7 +22,7 @@ sweep() {
 }
 
 at_rate() {
-  # A row at another budget, at the learning rate of its own search; at_rate TASK ROW SETTINGS...
+  # A row at other settings than the recipe's, at the learning rate of its own search; at_rate TASK ROW SETTINGS...
   local task=$1 row=$2 rate
   shift 2
   if rate=$("${PYTHON:-python}" "$(dirname "$0")/search_cpu.py" --task "$task" --methods "$row" --chosen); then
@@ -40,8 +40,11 @@ main() {
     at_rate $task lora_r2 method=lora method.rank=2
     at_rate $task lora_qv method=lora 'method.targets=[q,v]'  # the budget of delta_lora
     # with the ranks per growth that the authors give for this target
-    at_rate $task increlora_r8 method=increlora method.target_rank=8 method.ranks_per_growth=4
+    at_rate $task increlora_r8 method=increlora method.target_rank=8 method.ranks_per_growth=4 method.alpha=16
   done
+  # beside the settings of `make demo`, which the recipes of film_reviews hold
+  at_rate film_reviews lora_searched method=lora
+  at_rate film_reviews increlora_searched method=increlora method.alpha=16
 }
 
 rte() {

@@ -48,6 +48,9 @@ class AloraDnas(Alora):
     def validation_batches(self) -> tuple[int, int]:
         return 0, 0
 
+    def notes(self, run: Run) -> list[str]:
+        return []  # `scorer` is not used
+
     @property
     def architecture_share(self) -> float:
         return self.arch_share
@@ -131,6 +134,9 @@ class AloraSensi(Alora):
 
     def validation_batches(self) -> tuple[int, int]:
         return 0, 0
+
+    def notes(self, run: Run) -> list[str]:
+        return []  # `scorer` is not used
 
     def setup(self, run: Run) -> None:
         import torch

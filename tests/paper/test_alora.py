@@ -198,6 +198,13 @@ def test_redraw_takes_another_batch_in_every_round() -> None:
     assert list(dict.fromkeys(used)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("variant", [DNAS, SENSI])
+def test_variants_say_nothing_of_a_scorer_that_they_do_not_use(variant: Alora) -> None:
+    small = start(replace(variant, scorer="screened")).to_the_end()
+    assert small.run.scratch["done"] > 0
+    assert small.method.notes(small.run) == []
+
+
 def test_screened_scores_the_lowest_exactly_and_says_how_well_first_order_did() -> None:
     method = method_with(scorer="screened", n_prune=2, rounds=1)
     small = steps(start(method), 4)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from loaded_script import load
 
 RATES = [0.1, 0.2, 0.3]
@@ -69,11 +70,25 @@ def test_recipes_of_the_search_are_what_its_page_says(script: Any) -> None:
         if line.startswith("## "):
             task = line[3:]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 4 and cells[0] in set(script.TASKS.get(task, ())) - set(script.BUDGETS):
+        if len(cells) == 4 and cells[0] in set(script.TASKS.get(task, ())) - set(script.OTHER_ROWS):
             chosen[cells[0], task] = cells[3]
     assert chosen
     for (method, task), rate in chosen.items():
         assert f"\n  lr: {rate}\n" in script.recipe_file(method, task).read_text(encoding="utf-8")
+
+
+def test_variants_take_over_what_their_method_won_but_for_what_they_do_not_use(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    for variant in (None, "alora_dnas", "alora_sensi"):
+        script.write_recipe("alora", "stsb", 0.003, variant=variant)
+        written = yaml.safe_load(script.recipe_file(variant or "alora", "stsb").read_text(encoding="utf-8"))
+        wanted = {"lr": 0.003} | script.FIXED["alora"]
+        if variant:
+            del wanted["scorer"]
+        assert written["method"] == wanted
+        assert set(written["recipe"]["values"]) == {f"method.{name}" for name in wanted if name != "lr"}
 
 
 def test_rows_at_another_budget_have_trials_of_their_own(
