@@ -47,13 +47,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet $(PIP_ARGS) -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embedded assets: about 6 minutes on 2 cores
+demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embedded assets: about 4 minutes on 2 cores
 	$(BENCH) fetch task=film_reviews scale=cpu
 	$(BENCH) run method=increlora task=film_reviews scale=cpu $(DEMO_ARGS) $(RUN_ARGS)
 	$(BENCH) run method=lora method.rank=2 task=film_reviews scale=cpu $(DEMO_ARGS) $(RUN_ARGS)
 	$(BENCH) tables --compare $(DEMO_ARGS) task=film_reviews
 
-test: install ## All offline tests, without real data (10 minutes at most)
+test: install ## The offline tests, without real data (10 minutes at most)
 	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup
 
 test-data: install ## The tests that need real data (ADALORA_BENCH_DATA, default ../shared/data)

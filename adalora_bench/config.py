@@ -47,6 +47,7 @@ class TrainConfig:
     warmup: Phase
     schedule: str
     weight_decay: float
+    decay_biases: bool
     beta1: float
     beta2: float
     eps: float

@@ -45,7 +45,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that can change a number: no seeds, paths, steering or prose.
 
     Prompts and decoding are left out for an encoder, which reads none of them: so a task can be given a prompt without
-    making a stranger of what an encoder has recorded. 4-bit weights and gradient checkpointing are left out where off.
+    making a stranger of what an encoder has recorded. 4-bit weights and gradient checkpointing are left out where off,
+    and so is what weight decay reaches where there is none.
     """
     from adalora_bench.data.tasks import TEXT_SETTINGS
 
@@ -59,6 +60,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
             del kept["backbone"][name]
     unused = (("early_stop", None), ("eval_at_start", False))
     kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in unused}
+    if not kept["train"].get("weight_decay"):
+        kept["train"].pop("decay_biases", None)
     if kept.get("processes") == 1:
         del kept["processes"]
     return kept

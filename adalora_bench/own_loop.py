@@ -141,7 +141,8 @@ def attach(
             added, and its own are left alone.
         head: names of modules that train beside the adapters.
         settings: values in place of those of the method's YAML ({"rank": 4}); only with a name.
-        warmup, schedule, weight_decay: of the learning rates and the decay of our groups.
+        warmup, schedule, weight_decay: of the learning rates and the decay of our groups; biases and normalisation
+            layers do not decay.
         seed: of every random choice of the method.
         val_loss: mean loss on held-out rows, for methods that ask for it (ALoRA): one closure, or a list of closures
             whose sum it is. Each must pass the same input tensors to the model in every call.

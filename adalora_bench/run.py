@@ -145,6 +145,7 @@ class Training:
             steps_per_epoch=per_epoch,
             settings=OptimizerSettings(
                 weight_decay=train.weight_decay,
+                decay_biases=train.decay_biases,
                 betas=(train.beta1, train.beta2),
                 eps=train.eps,
                 warmup=train.steps("warmup", total, per_epoch),

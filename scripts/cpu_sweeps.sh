@@ -79,7 +79,7 @@ budgets() {
   sweep task=mrpc method=increlora method.target_rank=4 method.ranks_per_growth=2
   sweep task=mrpc method=increlora method.target_rank=8 method.ranks_per_growth=4
   # SoRA's sparsifying schedule: Algorithm 1, Figure 2
-  sweep task=mrpc method=sora 'method.stages=[0.75,1.5,3.0]'
+  sweep task=mrpc method=sora 'method.stages=[3.0,12.0,24.0]'
 }
 
 baselines() {

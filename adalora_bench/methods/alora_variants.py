@@ -49,7 +49,10 @@ class AloraDnas(Alora):
         return 0, 0
 
     def notes(self, run: Run) -> list[str]:
-        return []  # `scorer` is not used
+        """What the gates cost; `scorer` is not used."""
+        return [
+            f"{self.arch_share:.0%} of the training rows train the gates, so the weights see fewer rows in fewer steps"
+        ]
 
     @property
     def architecture_share(self) -> float:

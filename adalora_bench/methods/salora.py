@@ -195,10 +195,16 @@ class SaLora(Method):
         run.compact()
 
     def notes(self, run: Run) -> list[str]:
-        """Where the budget came about by shrinking every update instead of choosing ranks, that is said."""
+        """Where the budget came about by shrinking every update, or by the cut at the end, that is said."""
         import torch
 
         found = ["built from memory of its paper; no source was at hand"]
+        if forced := run.scratch["forced"]:
+            removed = self.init_rank * len(run.adapters) - run.total_rank
+            found.append(
+                f"{forced} of the {removed} removed ranks were still open at the end: the cut to the budget chose "
+                "them, not the training"
+            )
         gates = torch.cat([block.gate.detach() for block in run.rank_blocks()])
         if gates.numel() and float(gates.float().quantile(0.75)) < HALF:
             found.append(

@@ -108,9 +108,10 @@ def alike_in_rows(one: CellRow, other: CellRow) -> bool:
 
 
 def alike(one: float | None, other: float | None) -> bool:
-    """Whether two counts of rows are a tenth apart at most, since some methods keep a few rows for themselves.
+    """Whether two counts of rows are a tenth apart at most; unknown counts are taken as alike.
 
-    Unknown counts are taken as alike.
+    They are the rows that a cell was given. How many of them a method spends on its own decisions (ALoRA, ALoRA-DNAS)
+    is the method's affair, and its record says it (`rows.weights`).
     """
     return not one or not other or max(one, other) <= 1.1 * min(one, other)
 

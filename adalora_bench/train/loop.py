@@ -31,6 +31,7 @@ from adalora_bench.data.collate import batch_positions, split_by_length
 from adalora_bench.errors import Diverged, Interrupted
 from adalora_bench.forms.base import Example, Form, MicroBatch
 from adalora_bench.methods.base import Method
+from adalora_bench.train.decay import apart, spared
 from adalora_bench.train.meter import Meter, count_flops
 from adalora_bench.train.state import Run
 
@@ -75,7 +76,8 @@ class Callbacks:
 def begin(method: Method, run: Run) -> None:
     """Everything before the first step."""
     method.attach(run)
-    run.start(method.param_groups(run))
+    groups = method.param_groups(run)
+    run.start(groups if run.settings.decay_biases else apart(groups, spared(run.model)))
     method.setup(run)
 
 

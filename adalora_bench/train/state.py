@@ -43,6 +43,7 @@ class OptimizerSettings:
     """AdamW and the shape of the schedule, alike for every method."""
 
     weight_decay: float = 0.0
+    decay_biases: bool = False  # biases and normalisation layers too
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     warmup: int = 0  # steps

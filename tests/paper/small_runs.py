@@ -86,7 +86,10 @@ def begun(
         dict(zip(net.names, roles or ["q"] * len(net.names), strict=True)),
         total_steps=total,
         steps_per_epoch=steps_per_epoch or total,
-        settings=OptimizerSettings(warmup=warmup, weight_decay=weight_decay, schedule=schedule),
+        # the references are one AdamW over everything; test_weight_decay has what decay leaves alone
+        settings=OptimizerSettings(
+            warmup=warmup, weight_decay=weight_decay, decay_biases=True, schedule=schedule
+        ),
         generator=torch.Generator().manual_seed(seed),
         head=list(net.head.parameters()) if train_head else [],
     )
