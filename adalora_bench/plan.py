@@ -283,6 +283,11 @@ def plan_lines(planned: Sequence[PlannedCell], jobs: int) -> list[str]:
     for one in planned:
         whole.update(one.units)
     lines.append(f"{len(planned)} cells, {total} units: {_states(whole)}; {left} to train")
+    if nowhere := sorted({one.cell.names["task"] for one in planned if not one.cell.key}):
+        lines.append(
+            f"{', '.join(nowhere)}: the data is not on this machine (bench fetch, or ADALORA_BENCH_DATA), so records "
+            "are not recognised and all units count as missing"
+        )
     if known:
         rest = f", and {unknown} units of unknown length" if unknown else ""
         largest = max((one.expected.gib or 0.0 for one in known if one.expected is not None), default=0.0)

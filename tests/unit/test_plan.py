@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def test_lines_for_people() -> None:
     assert lines[-1] == "expected: 10 min of work, about 7 min with jobs=2, 2 processes of 1.0 GiB at most"
     unknown = plan_lines(plan([cell()], [None], []), jobs=1)
     assert "data is not on this machine" in unknown[1]
+
+
+def test_what_is_recorded_without_its_data_here_is_not_said_to_be_missing_in_silence() -> None:
+    keyless = replace(cell(), key="")
+    (planned,) = plan([keyless], [FACTS], [record(0)])
+    assert planned.units == {"missing": 4}
+    said = "so records are not recognised and all units count as missing"
+    assert any(line.startswith("toy: ") and said in line for line in plan_lines([planned], jobs=1))
+    assert not any(said in line for line in plan_lines(plan([cell()], [FACTS], [record(0)]), jobs=1))
 
 
 def test_a_table_stands_for_its_rows_and_columns() -> None:
