@@ -63,6 +63,7 @@ class CellRow:
     caveat: str | None
     notes: tuple[str, ...]
     best_selected_on: tuple[str, ...]
+    targets: frozenset[str]  # roles of the matrices that the method adapts
 
     @property
     def label(self) -> str:
@@ -148,6 +149,7 @@ def row_of(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selec
         best_selected_on=tuple(
             sorted({str(record["best"].get("selected_on")) for record in finished if record.get("best")})
         ),
+        targets=frozenset((newest["config"].get("method") or {}).get("targets") or ()),
     )
 
 

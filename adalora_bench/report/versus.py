@@ -77,9 +77,10 @@ def _together(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
 def at_equal_budget(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
     """As `against_lora`, but every row against the LoRA row of its task whose adapters are nearest in parameters.
 
-    The budget of a row is its parameters at the end, mean over its seeds; of LoRA rows with one budget the best one is
-    met. A row without a LoRA row within a factor of NEAR is left out, and so is LoRA itself. Nothing unless LoRA was
-    run at two budgets on some task: with one the section would repeat the other.
+    The budget of a row is its parameters at the end, mean over its seeds; a LoRA on the same matrices is preferred, and
+    of LoRA rows with one budget the best one is met. A row without a LoRA row within a factor of NEAR is left out, and
+    so is LoRA itself. Nothing unless LoRA was run at two budgets on some task: with one the section would repeat the
+    other.
     """
     loras: dict[str, list[CellRow]] = {}
     for row in sorted(rows, key=lambda row: len(row.overrides)):
@@ -103,25 +104,26 @@ def at_equal_budget(rows: Sequence[CellRow]) -> tuple[list[str], list[str]]:
     ]
     note = (
         f"At an equal budget: the same differences, to the {BASELINE} row of the task that is nearest in parameters of "
-        f"the adapters at the end, within a factor of {NEAR:g}; its name and both numbers stand beside. Of "
-        f"{BASELINE} rows with one number of parameters the best median is met. Rows without a partner are left out."
+        f"the adapters at the end, within a factor of {NEAR:g}, one that adapts the same matrices where there is one; "
+        f"its name and both numbers stand beside. Of {BASELINE} rows with one number of parameters the best median is "
+        "met. Rows without a partner are left out."
     )
     head = ["method", *tasks]
     return [f"## Against {BASELINE} at an equal budget", pipe_table(head, lines)], [note]
 
 
 def _nearest(row: CellRow, candidates: Sequence[CellRow]) -> CellRow | None:
-    """The nearest on the scale of factors, of several the best, of those the first; None where none is near."""
+    """Of what is near, first what adapts the same matrices, then the nearest, the best and the first; else None."""
     if not row.params_final:
         return None
     mine = math.log(row.params_final)
-    apart = [
-        (round(abs(math.log(base.params_final) - mine), 9), -base.middle, i)
+    near = [
+        (base.targets != row.targets, distance, -base.middle, i)
         for i, base in enumerate(candidates)
         if base.params_final
+        and (distance := round(abs(math.log(base.params_final) - mine), 9)) <= math.log(NEAR)
     ]
-    distance, _, index = min(apart, default=(math.inf, 0.0, 0))
-    return candidates[index] if distance <= math.log(NEAR) else None
+    return candidates[min(near)[-1]] if near else None
 
 
 def _differences(row: CellRow, base: CellRow) -> list[float]:

@@ -150,6 +150,25 @@ def test_at_an_equal_budget_the_best_lora_is_met() -> None:
     )
 
 
+def test_at_an_equal_budget_a_lora_on_the_same_matrices_goes_before_a_nearer_one() -> None:
+    """What is not near at all is met by none, whatever it adapts."""
+
+    def on(records: list[dict[str, Any]], *targets: str) -> list[dict[str, Any]]:
+        for one in records:
+            one["config"] = {**one["config"], "method": {"targets": list(targets)}}
+        return records
+
+    everywhere = on(budgeted("lora", 2300, BETTER, "rank=2"), "all")
+    two = on(budgeted("lora", 2050, LORA, "targets=[q,v]"), "q", "v")
+    far = on(budgeted("lora", 9000, LORA), "up")
+    rows = [on(budgeted("sora", 2000), "all"), on(budgeted("elora", 2000), "v", "q")]
+    rows.append(on(budgeted("bitfit", 2000), "up"))
+    found = equal([*everywhere, *two, *far, *(record for of in rows for record in of)])
+    assert found["sora"] == ["+0.00 [+0.00, +0.00] n=5, lora (rank=2), 2,000 : 2,300"]
+    for method in ("elora", "bitfit"):  # the second has no partner of its kind that is near
+        assert found[method] == ["**+1.00** [+1.00, +3.00] n=5, lora (targets=[q,v]), 2,000 : 2,050"]
+
+
 def test_an_equal_budget_wants_lora_at_two_budgets() -> None:
     records = [*budgeted("lora", 8000, LORA), *budgeted("sora", 8000)]
     assert at_equal_budget(cell_summary(records)) == ([], [])
