@@ -92,7 +92,7 @@ KEEP = (
 AND_THESE = {
     "task": {"backbone_for", "official_rows"},
     "backbone": {"form", "load_in_4bit", "gradient_checkpointing"},
-    # null, false and without weight decay; test_selection and test_decay have the other cases
+    # null, false and without weight decay; test_selection and test_weight_decay have the other cases
     "train": {"early_stop", "eval_at_start", "decay_biases"},
 }
 
