@@ -21,30 +21,25 @@ sweep() {
   if [ "$code" -ne 0 ]; then STATUS=1; fi
 }
 
-at_rate() {
-  # A row at other settings than the recipe's, at the learning rate of its own search; at_rate TASK ROW SETTINGS...
-  local task=$1 row=$2 rate
-  shift 2
-  if rate=$("${PYTHON:-python}" "$(dirname "$0")/search_cpu.py" --task "$task" --methods "$row" --chosen); then
-    sweep "task=$task" "$@" "method.lr=$rate"
+searched() {
+  # A row at other settings than the recipe's, at the learning rate of its own search; searched TASK ROW
+  local line settings
+  if line=$("${PYTHON:-python}" "$(dirname "$0")/search_cpu.py" --task "$1" --methods "$2" --chosen); then
+    read -ra settings <<<"$line"
+    sweep "task=$1" "${settings[@]}"
   else
     STATUS=1
   fi
 }
 
 main() {
-  local task
+  local task row
   for task in stsb mrpc film_reviews; do
     sweep task=$task method=lora,increlora,sora,alora,aflora,delta_lora,adalora
     sweep task=$task method=full,bitfit,vera,dylora,salora,houlsby,pfeiffer
-    at_rate $task lora_r2 method=lora method.rank=2
-    at_rate $task lora_qv method=lora 'method.targets=[q,v]'  # the budget of delta_lora
-    # with the ranks per growth that the authors give for this target
-    at_rate $task increlora_r8 method=increlora method.target_rank=8 method.ranks_per_growth=4 method.alpha=16
+    for row in lora_r2 lora_qv increlora_r8; do searched $task $row; done
   done
-  # beside the settings of `make demo`, which the recipes of film_reviews hold
-  at_rate film_reviews lora_searched method=lora
-  at_rate film_reviews increlora_searched method=increlora method.alpha=16
+  for row in lora_searched increlora_searched; do searched film_reviews $row; done  # beside the settings of `make demo`
 }
 
 rte() {

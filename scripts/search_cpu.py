@@ -2,7 +2,7 @@
 
 python scripts/search_cpu.py --task stsb                run what is missing (split=holdout; resumable)
 python scripts/search_cpu.py --choose                   write the recipes and docs/search.md from the records
-python scripts/search_cpu.py --task stsb --methods lora_qv --chosen     print a rate, for scripts/cpu_sweeps.sh
+python scripts/search_cpu.py --task stsb --methods lora_qv --chosen     print its settings, for scripts/cpu_sweeps.sh
 
 Every method gets the same trials: the learning rate of its general settings (conf/method) times 0.3, 1 and 3 under
 seed 0, all else as conf/method and conf/pair say. The best score on the held-out rows leads; the leader gets two more
@@ -71,21 +71,24 @@ OTHERS = (
     "peft_adalora",
 )
 # Rows at other settings than the method's recipe: their method, and what they set. A rate found at rank 8 need not suit
-# rank 2. No recipe can hold theirs, so the command line does. alpha is there against the recipe of `make demo`.
-OTHER_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+# rank 2. No recipe can hold theirs, so the command line does.
+BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora_r2": ("lora", {"rank": 2}),
     "lora_qv": ("lora", {"targets": ["q", "v"]}),
-    "increlora_r8": ("increlora", {"target_rank": 8, "ranks_per_growth": 4, "alpha": 16}),
-    "lora_searched": ("lora", {}),
-    "increlora_searched": ("increlora", {"alpha": 16}),
+    "increlora_r8": ("increlora", {"target_rank": 8, "ranks_per_growth": 4}),
 }
-BUDGETS = ("lora_r2", "lora_qv", "increlora_r8")
+# Beside the recipes of `make demo`.
+COMMON: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora_searched": ("lora", {}),
+    "increlora_searched": ("increlora", {}),
+}
+OTHER_ROWS = BUDGETS | COMMON
 TASKS = {
     "stsb": (*METHODS, *BUDGETS),
     "mrpc": (*METHODS, *BUDGETS, *OTHERS),
     "film_reviews": (
         *(name for name in METHODS if name not in ("lora", "increlora")),
-        *("lora_searched", "increlora_searched"),
+        *COMMON,
         *BUDGETS,
     ),
     "rte": ("lora", "adalora", "increlora", "alora"),
@@ -95,7 +98,9 @@ FIXED: dict[str, dict[str, Any]] = {
     "alora": {"rounds": 4, "scorer": "screened", "first_round": "25%", "interval": "6.25%"}
 }
 # Variants run with what their method won, but for the settings that they do not use.
-TAKE_OVER = {"alora": {"alora_dnas": ("scorer",), "alora_sensi": ("scorer",)}}
+TAKE_OVER: dict[str, dict[str, tuple[str, ...]]] = {
+    "alora": {"alora_dnas": ("scorer",), "alora_sensi": ("scorer",)}
+}
 FITS = "the same steps in 4 epochs as the paper's, and it fits trainings of 1 and 2"
 WHY = {
     "rounds": "fewer than the paper's 8 keep a unit within minutes",
@@ -134,13 +139,24 @@ def recipe_file(method: str, task: str) -> Path:
     return ROOT / "conf" / "recipe" / "minilm_l6" / task / f"{method}.yaml"
 
 
+def as_typed(row: str, task: str, tried: list[float]) -> list[str]:
+    """A row at these rates, as a user would type it.
+
+    What the recipe of the cell sets otherwise (that of `make demo`) is typed back to conf/method's value.
+    """
+    method, recipe = method_of(row), {}
+    if (path := recipe_file(method, task)).exists():
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]
+    back = {name: defaults(method)[name] for name in recipe if name != "lr"}
+    settings = [f"method.{name}={_typed(value)}" for name, value in (back | fixed(row)).items()]
+    return [f"method={method}", *settings, f"method.lr={','.join(f'{rate:g}' for rate in tried)}"]
+
+
 def command(row: str, task: str, wanted: list[float], seeds: list[int], jobs: int) -> list[str]:
-    """The sweep of one row's trials, as a user would type it."""
-    settings = [f"method.{name}={_typed(value)}" for name, value in fixed(row).items()]
-    swept = f"method.lr={','.join(f'{rate:g}' for rate in wanted)}"
+    """The sweep of one row's trials."""
     return [
         *(sys.executable, "-m", "adalora_bench.cli", "run", "-m"),
-        *(f"method={method_of(row)}", f"task={task}", swept, *settings),
+        *(f"task={task}", *as_typed(row, task, wanted)),
         *("backbone=minilm_l6", "scale=cpu", "split=holdout", f"seeds={seeds}"),
         *(f"results_dir={RECORDS}", f"jobs={jobs}"),
     ]
@@ -153,15 +169,13 @@ def _typed(value: Any) -> str:
 def trials(row: str, task: str) -> Trials:
     """The records of the rates that are tried, under the present settings of the search and no others."""
     found: Trials = {}
-    names = {"lr", *fixed(row)}
     asked = {**defaults(method_of(row)), **fixed(row)}
     for path in sorted(RECORDS.glob(f"runs/{task}/minilm_l6/{method_of(row)}/*/seed*/record.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         settings = record["config"]["method"]
-        typed = {text.split("=")[0] for text in record["overrides"] if text.startswith("method.")}
         present = OmegaConf.create({**record["config"], "method": asked})  # ${train.warmup} and the like
         alike = all(settings.get(name) == present.method[name] for name in asked if name != "lr")
-        if settings["lr"] in rates(row) and alike and typed <= {f"method.{name}" for name in names}:
+        if settings["lr"] in rates(row) and alike:
             found.setdefault(settings["lr"], {})[record["seed"]] = record
     return found
 
@@ -196,7 +210,12 @@ def wanted(found: Trials, tried: list[float]) -> tuple[list[float], list[int]] |
 
 def search(method: str, task: str, jobs: int) -> int:
     """Run trials until one rate is chosen; the exit code of a command that failed."""
+    last = None
     while todo := wanted(trials(method, task), rates(method)):
+        if todo == last:
+            print(f"{task}: the trials of {method} do not have its settings; what was run is not counted.")
+            return 1
+        last = todo
         code = subprocess.run(command(method, task, *todo, jobs), check=False).returncode
         if code:
             return code
@@ -207,10 +226,8 @@ def write_recipe(method: str, task: str, rate: float, *, variant: str | None = N
     source = "the best of three learning rates on rows held out from training (docs/search.md)"
     if variant:
         source = f"that of {method}, {source}"
-    own = FIXED.get(method, {})
-    own = {
-        name: value for name, value in own.items() if name not in TAKE_OVER.get(method, {}).get(variant, ())
-    }
+    unused = TAKE_OVER[method][variant] if variant else ()
+    own = {name: value for name, value in FIXED.get(method, {}).items() if name not in unused}
     lines = [
         "# @package _global_",
         "# Written by scripts/search_cpu.py --choose; the trials stand in docs/search.md.",
@@ -289,7 +306,7 @@ def main() -> int:
     parser.add_argument(
         "--choose", action="store_true", help="train nothing; write recipes and docs/search.md"
     )
-    parser.add_argument("--chosen", action="store_true", help="print the rate of one row on one task")
+    parser.add_argument("--chosen", action="store_true", help="print the settings of one row on one task")
     arguments = parser.parse_args()
     if arguments.choose:
         return choose()
@@ -300,7 +317,7 @@ def main() -> int:
         if wanted(found, rates(arguments.methods)):
             print(f"{arguments.task[0]}: {arguments.methods} is not searched yet.", file=sys.stderr)
             return 1
-        print(f"{leader(found):g}")
+        print(" ".join(as_typed(arguments.methods, arguments.task[0], [leader(found)])))
         return 0
     worst = 0
     for task in arguments.task or TASKS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +76,36 @@ def test_recipes_of_the_search_are_what_its_page_says(script: Any) -> None:
     assert chosen
     for (method, task), rate in chosen.items():
         assert f"\n  lr: {rate}\n" in script.recipe_file(method, task).read_text(encoding="utf-8")
+
+
+def test_a_row_is_typed_against_a_recipe_that_sets_more_than_a_rate(script: Any) -> None:
+    """The recipe of `make demo` has alpha 32; the search goes by conf/method."""
+    assert script.as_typed("increlora_searched", "film_reviews", [0.003]) == [
+        "method=increlora",
+        f"method.alpha={script.defaults('increlora')['alpha']}",
+        "method.lr=0.003",
+    ]
+    assert script.as_typed("lora_r2", "film_reviews", [0.1, 0.2])[1:] == [
+        "method.rank=2",
+        "method.lr=0.1,0.2",
+    ]
+    assert "method.scorer=screened" in script.as_typed("alora", "stsb", [0.1])
+
+
+def test_trials_that_do_not_count_end_the_search(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "RECORDS", tmp_path)
+    ran: list[list[str]] = []
+
+    def run(text: list[str], check: bool) -> SimpleNamespace:
+        ran.append(text)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.search("lora", "stsb", 1) == 1
+    assert len(ran) == 1
+    assert "do not have its settings" in capsys.readouterr().out
 
 
 def test_variants_take_over_what_their_method_won_but_for_what_they_do_not_use(
