@@ -1,39 +1,62 @@
-"""Losses of short trainings, to the last bit: a refactoring must not move them.
+"""What short trainings of every method leave, to the last bit: a refactoring must not move it.
 
 python scripts/loss_compare.py --against HEAD      this checkout against a commit; exit code 1 where they differ
 python scripts/loss_compare.py --write             replace the stored trace of tests/golden
 python scripts/loss_compare.py                     print the trace of this checkout as JSON
 
-On one machine and one torch the comparison is exact. Another CPU may round otherwise, so the test compares to 1e-5.
+Each method trains 20 steps with dropout on a random backbone, through the command line. Compared are the key, every
+logged step, the adapter file, the predictions (floats with all their bits, so they stand for the weights of methods
+that keep no adapter file) and the record but for times and machine. On one machine and one torch the comparison is
+exact. Another CPU may round otherwise, so the test compares the losses to 1e-5.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests" / "golden" / "loss_trace.json"
-CODE = "ADALORA_BENCH_COMPARE"  # the checkout whose package is imported; set for the child only
-METHODS = ("lora", "increlora")
 SETTINGS = (
-    "task=toy",
+    "task=toy_regression",
     "backbone=tiny_bert",
     "scale=smoke",
-    "train.train_rows=128",
-    "train.batch_size=32",
-    "train.epochs=3",
+    "scale.max_steps=20",
+    "seeds=[0]",
+    "device=cpu",
+    "offline=true",
+    "train.train_rows=160",
+    "train.batch_size=8",
+    "train.micro_batches=2",
+    "train.epochs=2",
+    "train.log_every=1",
+    "backbone.dropout=0.1",
+    "backbone.head_dropout=0.1",
     "method.lr=0.01",
 )
+_SHORT_SEARCH = ("method.rank=2", "method.first_round=4", "method.rounds=2", "method.interval=4")
+MORE = {  # what the general settings of a method do not fit into 20 steps
+    "alora": _SHORT_SEARCH,
+    "alora_sensi": _SHORT_SEARCH,
+    "alora_dnas": _SHORT_SEARCH,
+    "adalora": ("method.initial_warmup=4", "method.final_phase=6", "method.interval=2"),
+    "increlora": ("method.interval=2", "method.growth_warmup=4"),
+    "increlora_r8": ("method.interval=1", "method.growth_warmup=4", "method.target_rank=3"),
+    "peft_fourierft": ("train.eps=1e-4",),
+}
+TIMES = ("seconds", "finished", "environment", "git", "peak_memory_bytes")
 
-Trace = dict[str, list[str]]
+Trace = dict[str, dict[str, Any]]
 
 
 def main() -> int:
@@ -46,8 +69,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.against:
         return compare(arguments.against)
-    found = stored_form()
-    text = json.dumps(found, indent=1) + "\n"
+    text = as_text(stored_form())
     if arguments.write:
         STORED.write_text(text)
         print(f"wrote {STORED.relative_to(ROOT)}: read the diff before you keep it")
@@ -56,64 +78,95 @@ def main() -> int:
     return 0
 
 
-def stored_form() -> dict[str, Any]:
-    """The trace with what it depends on."""
+def methods() -> list[str]:
+    """Every method that trains without a record of another one."""
+    names = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+    return [name for name in names if not name.endswith("_retrain")]
+
+
+def stored_form(chosen: Sequence[str] = ()) -> dict[str, Any]:
+    """Key, losses and total ranks of each method, with what the losses depend on."""
     import torch
 
-    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "losses": trace()}
+    found = {
+        name: {
+            "key": unit["key"],
+            "losses": [row["loss"] for row in unit["steps"]],
+            "ranks": [row["rank"] for row in unit["steps"]],
+        }
+        for name, unit in trace(ROOT, chosen).items()
+    }
+    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "methods": found}
 
 
-def trace() -> Trace:
-    """method -> the loss of each step (mean over the rows of its batch), as text that keeps every bit."""
-    import torch
+def as_text(stored: dict[str, Any]) -> str:
+    """JSON with one line per list, so that a diff shows which method moved."""
+    lines = []
+    for name, unit in stored["methods"].items():
+        parts = [f'   "{part}": {json.dumps(value)}' for part, value in unit.items()]
+        lines.append(f'  "{name}": {{\n' + ",\n".join(parts) + "\n  }")
+    head = "".join(f' "{part}": {json.dumps(stored[part])},\n' for part in ("torch", "cpu"))
+    return "{\n" + head + ' "methods": {\n' + ",\n".join(lines) + "\n }\n}\n"
 
-    from adalora_bench import prepare
-    from adalora_bench.compose import compose_cells
-    from adalora_bench.run import Training
-    from adalora_bench.train import loop
-    from adalora_bench.units import Unit
 
-    torch.set_num_threads(1)
-    losses: Trace = {}
-    for method in METHODS:
-        (cell,) = compose_cells([f"method={method}", *SETTINGS])
-        (cell,) = prepare.keyed([cell], prepare.assets([cell], prepare.places_of(cell.config)))
-        with tempfile.TemporaryDirectory() as folder:
-            training = Training(Unit(cell, 0), Path(folder), lambda event: None, lambda: None)
-            steps: list[str] = []
-            # commits before forms/ have the losses of a batch in the loop's module
-            holder, name = (
-                (training.data.form, "losses") if hasattr(training.data, "form") else (loop, "item_losses")
+def trace(code: Path, chosen: Sequence[str] = ()) -> Trace:
+    """method -> key, steps, digests of its files, and its record; of the package in the folder `code`."""
+    groups: dict[tuple[str, ...], list[str]] = {}  # methods that share their settings share a command
+    for name in chosen or methods():
+        groups.setdefault(MORE.get(name, ()), []).append(name)
+    with tempfile.TemporaryDirectory() as folder:
+        for more, names in groups.items():
+            sweep = [
+                "run",
+                "-m",
+                f"method={','.join(names)}",
+                *SETTINGS,
+                *more,
+                f"results_dir={folder}/results",
+            ]
+            command = "import sys; from adalora_bench.cli import main; sys.exit(main(sys.argv[1:]))"
+            environment = os.environ | {
+                "PYTHONPATH": str(code),
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+            }
+            done = subprocess.run(
+                [sys.executable, "-c", command, *sweep],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
             )
-            item_losses = getattr(holder, name)
-            for _ in range(training.run.total_steps):
-                pieces: list[torch.Tensor] = []
+            if done.returncode not in (
+                0,
+                1,
+            ):  # 1: what a method promises did not happen; its record is compared too
+                raise RuntimeError(
+                    f"{', '.join(names)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+                )
+        paths = (Path(folder) / "results" / "runs").glob("*/*/*/*/seed0/record.json")
+        units = [_left(path.parent) for path in sorted(paths)]
+    return {
+        unit["record"]["names"]["method"]: unit for unit in units
+    }  # in the order of the paths, so of the names
 
-                def watched(
-                    *given: Any, pieces: list[torch.Tensor] = pieces, of: Any = item_losses
-                ) -> torch.Tensor:
-                    pieces.append(of(*given))
-                    return pieces[-1]
 
-                setattr(holder, name, watched)
-                try:
-                    loop.training_step(
-                        training.method,
-                        training.run,
-                        training.data,
-                        0,
-                        training.loop_settings,
-                        training.meter,
-                    )
-                finally:
-                    setattr(holder, name, item_losses)
-                steps.append(repr(float(torch.cat(pieces).detach().double().mean())))
-        losses[method] = steps
-    return losses
+def _left(unit: Path) -> dict[str, Any]:
+    record = json.loads((unit / "record.json").read_text())
+    record = {name: value for name, value in record.items() if name not in TIMES}
+    record["config"]["backbone"].pop("_target_")  # a class may move to another module
+    adapter = unit / "adapter.safetensors"
+    return {
+        "key": record["key"],
+        "steps": [json.loads(line) for line in (unit / "steps.jsonl").read_text().splitlines()],
+        "adapter": hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.exists() else None,
+        "predictions": gzip.decompress((unit / "predictions.jsonl.gz").read_bytes()).decode(),
+        "record": record,
+    }
 
 
 def compare(revision: str) -> int:
-    """Run both checkouts in processes of their own."""
+    """Both checkouts on this machine, each in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "code.tar"
         subprocess.run(
@@ -121,36 +174,20 @@ def compare(revision: str) -> int:
         )
         with tarfile.open(archive) as tar:
             tar.extractall(Path(folder) / "code", filter="data")
-        other, ours = _child(Path(folder) / "code"), _child(ROOT)
+        other, ours = trace(Path(folder) / "code"), trace(ROOT)
     status = 0
-    for method in METHODS:
-        pairs = list(zip(other[method], ours[method], strict=False))
-        differing = [step for step, (a, b) in enumerate(pairs) if a != b]
-        if len(other[method]) != len(ours[method]):
-            print(f"{method}: {len(other[method])} steps in {revision}, {len(ours[method])} here")
-            status = 1
-        elif differing:
-            a, b = pairs[differing[0]]
-            print(f"{method}: first difference at step {differing[0]}: {a} in {revision}, {b} here")
-            status = 1
-        else:
-            print(f"{method}: {len(pairs)} losses identical to {revision}")
+    for name, unit in ours.items():
+        differing = [part for part in unit if unit[part] != other[name][part]]
+        status = 1 if differing else status
+        fields = [
+            field
+            for field in unit["record"]
+            if unit["record"][field] != other[name]["record"].get(field, unit["record"][field])
+        ]
+        said = f"differs in {', '.join(differing)} {fields}" if differing else "identical"
+        print(f"{name}: {len(unit['steps'])} steps, {said} ({revision} and here)", flush=True)
     return status
 
 
-def _child(code: Path) -> Trace:
-    environment = os.environ | {CODE: str(code), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve())],
-        env=environment,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    losses: Trace = json.loads(done.stdout)["losses"]
-    return losses
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, os.environ.get(CODE, str(ROOT)))
     sys.exit(main())
