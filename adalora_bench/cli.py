@@ -182,7 +182,7 @@ def _groups() -> str:
 def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
     from adalora_bench import launchers, plan, prepare
-    from adalora_bench.records import RecordStore
+    from adalora_bench.store.records import RecordStore
     from adalora_bench.units import Unit, count, summary_lines, unit_folder
 
     out = console()

@@ -17,7 +17,7 @@ from adalora_bench.conf_files import conf_dir, conf_dirs, load_yaml, no_environm
 from adalora_bench.config import GROUPS, Cell, Steering, typed
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.key import STEERING
-from adalora_bench.schema import NAME
+from adalora_bench.store.schema import NAME
 
 
 def compose_cells(overrides: Sequence[str], *, multirun: bool = False) -> list[Cell]:

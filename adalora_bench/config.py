@@ -15,7 +15,7 @@ from typing import Any
 
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.launchers import LAUNCHERS
-from adalora_bench.train.schedule import Phase, phase_steps
+from adalora_bench.schedule import Phase, phase_steps
 
 GROUPS = ("method", "task", "backbone", "scale")
 

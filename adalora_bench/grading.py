@@ -18,8 +18,8 @@ from adalora_bench.errors import UserError
 from adalora_bench.export.recorded import cell_of, locate
 from adalora_bench.judge import Conversation, Judge, Verdict, judge_answers, signature
 from adalora_bench.metrics import GRADE
-from adalora_bench.records import PREDICTIONS, RecordStore, read_predictions
-from adalora_bench.schema import FINISHED
+from adalora_bench.store.records import PREDICTIONS, RecordStore, read_predictions
+from adalora_bench.store.schema import FINISHED
 
 OWN = ("url", "model", "key_env", "folder", "attempts", "timeout")
 SETTINGS = (*(f"judge.{name}" for name in OWN), "results_dir", "data_dir", "offline", "task.source.local")

@@ -19,8 +19,8 @@ from typing import Any
 
 from adalora_bench.chat import Endpoint, ask
 from adalora_bench.errors import AssetError, UserError
-from adalora_bench.files import append_jsonl, read_jsonl
 from adalora_bench.metrics import GRADE, NOT_JUDGED
+from adalora_bench.store.files import append_jsonl, read_jsonl
 
 _log = logging.getLogger(__name__)
 

@@ -25,19 +25,13 @@ from typing import Any
 from adalora_bench.errors import UserError
 from adalora_bench.launchers.base import Launcher
 from adalora_bench.progress import Progress
+from adalora_bench.store.environment import usable_cores
 from adalora_bench.units import Done, Failure, Summary, Unit, rerun_command, unit_folder
 from adalora_bench.worker import STOP_SIGNALS, Worker, signal_name
 
 __all__ = ["Done", "Failure", "Summary", "Unit", "launch", "rerun_command", "unit_folder", "usable_cores"]
 
 DEFAULT_WORKER = "adalora_bench.run:run_unit"
-
-
-def usable_cores() -> int:
-    """The cores that this process may use: under taskset or in a batch job fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def worker_count(jobs: int | None, units: int, options: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from adalora_bench.errors import UserError
 from adalora_bench.key import STEERING
 from adalora_bench.lowrank.budget import stored, trainable
 from adalora_bench.lowrank.ending import cosine, cosines, final_gates
-from adalora_bench.records import FINISHED, SCHEMA, environment, git_state
+from adalora_bench.store.records import FINISHED, SCHEMA, environment, git_state
 from adalora_bench.train.device import products_by
 
 if TYPE_CHECKING:

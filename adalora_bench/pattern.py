@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.errors import UserError
-from adalora_bench.schema import FINISHED, misfit
+from adalora_bench.store.schema import FINISHED, misfit
 
 SETTING = "method.pattern_from"
 

@@ -20,7 +20,7 @@ from adalora_bench.errors import AssetError, UserError, unknown
 from adalora_bench.methods.base import Facts, Method
 from adalora_bench.report.paper_files import Row, load_table
 from adalora_bench.report.statistics import median
-from adalora_bench.schema import DONE, finished_at
+from adalora_bench.store.schema import DONE, finished_at
 
 Record = Mapping[str, Any]
 

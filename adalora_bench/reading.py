@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from adalora_bench.config import Cell
-    from adalora_bench.records import RecordStore, Scan
+    from adalora_bench.store.records import RecordStore, Scan
 
 
 def console() -> Console:
@@ -58,7 +58,7 @@ def tables_command(arguments: argparse.Namespace) -> int:
 
 def light_records(results: Path) -> Scan:
     """All records of a folder of results, without their long lists, and what counts as none."""
-    from adalora_bench.records import RecordStore
+    from adalora_bench.store.records import RecordStore
 
     return RecordStore(results / "runs").scan(light=True)
 
@@ -181,7 +181,7 @@ def report_command(arguments: argparse.Namespace) -> int:
 
 def _recorded(arguments: argparse.Namespace) -> tuple[Path, Scan, RecordStore]:
     """The folder of results, all its records whole, and their store."""
-    from adalora_bench.records import RecordStore
+    from adalora_bench.store.records import RecordStore
 
     chosen = plain(arguments.overrides, {"results_dir"})
     results = Path(chosen.get("results_dir", "results"))
@@ -191,7 +191,7 @@ def _recorded(arguments: argparse.Namespace) -> tuple[Path, Scan, RecordStore]:
 
 def collect_command(arguments: argparse.Namespace) -> int:
     """Bring the records of other results folders into this one, and name what is there twice."""
-    from adalora_bench.collect import collect
+    from adalora_bench.store.collect import collect
     from adalora_bench.units import count
 
     chosen = plain([text for text in arguments.folders if "=" in text], {"results_dir"})
@@ -226,7 +226,7 @@ def judge_command(arguments: argparse.Namespace) -> int:
     import logging
 
     from adalora_bench.grading import SETTINGS, grade_records
-    from adalora_bench.records import LeaseHeld
+    from adalora_bench.store.records import LeaseHeld
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     for name in ("judge", "chat"):

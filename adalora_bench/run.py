@@ -17,10 +17,11 @@ from adalora_bench.backbones import Backbone, Loaded
 from adalora_bench.config import build, scale_config, train_config
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged, PromiseBroken
-from adalora_bench.files import write_tensors
 from adalora_bench.methods.base import Method
 from adalora_bench.outcome import adapter_parameters, describe
-from adalora_bench.records import (
+from adalora_bench.seeds import derive, generator
+from adalora_bench.store.files import write_tensors
+from adalora_bench.store.records import (
     CHECKPOINTS,
     FINISHED,
     PREDICTIONS,
@@ -35,7 +36,6 @@ from adalora_bench.train.device import check_precision, choose_device, fast_prod
 from adalora_bench.train.evaluate import Scoring, is_collapsed
 from adalora_bench.train.helpers import team_of
 from adalora_bench.train.meter import Meter
-from adalora_bench.train.seeds import derive, generator
 from adalora_bench.train.state import OptimizerSettings, Run
 from adalora_bench.train.team import ALONE, Team
 from adalora_bench.units import Unit

@@ -96,7 +96,7 @@ def count(number: int, noun: str) -> str:
 
 def unit_folder(store_root: Path, unit: Unit) -> Path:
     """The unit's folder in the store; `store_root` is the results folder."""
-    from adalora_bench.records import RecordStore
+    from adalora_bench.store.records import RecordStore
 
     return RecordStore(store_root / "runs").folder(unit.cell.names, unit.cell.key, unit.seed)
 

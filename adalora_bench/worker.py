@@ -172,7 +172,7 @@ def run_one(
     unit: Unit, worker: str, store_root: Path, mailbox: Mailbox, options: dict[str, Any]
 ) -> tuple[Any, ...]:
     """The reply for one unit; whatever the unit raises becomes a reply."""
-    from adalora_bench.records import LeaseHeld
+    from adalora_bench.store.records import LeaseHeld
 
     if mailbox.signum is not None:
         return ("interrupted", mailbox.signum)

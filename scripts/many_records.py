@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.compose import conf_dir
-from adalora_bench.records import RecordStore
 from adalora_bench.report.paper_files import load_table, table_names
+from adalora_bench.store.records import RecordStore
 
 LIMITS = {"seconds": 10.0, "MiB": 500.0}
 MODULES = [f"body.encoder.layer.{i}.{part}" for i in range(12) for part in ("q", "k", "v", "o", "up", "down")]

@@ -10,10 +10,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from adalora_bench.records import RecordStore
 from adalora_bench.report.cells import cell_summary
 from adalora_bench.report.rows import CellRow, Group
 from adalora_bench.report.scores import on_other_rows, sections
+from adalora_bench.store.records import RecordStore
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

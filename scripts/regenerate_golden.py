@@ -13,8 +13,8 @@ GOLDEN = ROOT / "tests" / "golden"
 
 sys.path.insert(0, str(ROOT))
 
-from adalora_bench.records import RecordStore  # noqa: E402
 from adalora_bench.report.tables import build_tables  # noqa: E402
+from adalora_bench.store.records import RecordStore  # noqa: E402
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.environment import git_state
+from adalora_bench.store.environment import git_state
 
 ROOT = Path(__file__).parents[1]
 HEAD = ["fault", "how it is provoked", "tried", "survived", "figure"]

@@ -25,8 +25,8 @@ from rich.console import Console
 from adalora_bench.launch import Unit, launch
 from adalora_bench.plan import duration, makespan
 from adalora_bench.progress import PlainProgress
-from adalora_bench.records import RecordStore
-from adalora_bench.schema import DONE
+from adalora_bench.store.records import RecordStore
+from adalora_bench.store.schema import DONE
 
 UNITS = 10_000
 WORKERS = (1, 8, 64)

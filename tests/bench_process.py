@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import adalora_bench
-from adalora_bench.records import RecordStore
 from adalora_bench.report.tables import build_tables
+from adalora_bench.store.records import RecordStore
 
 PACKAGE = str(Path(adalora_bench.__file__).parents[1])  # the children run what the tests import
 BENCH = [sys.executable, "-m", "adalora_bench.cli"]

@@ -22,7 +22,7 @@ from adalora_bench.compose import compose_cells, conf_dir, options
 from adalora_bench.config import Cell
 from adalora_bench.errors import Interrupted
 from adalora_bench.run import Training
-from adalora_bench.train.seeds import derive
+from adalora_bench.seeds import derive
 from adalora_bench.units import Unit
 
 METHODS = options("method")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adalora_bench.train.seeds import generator
+from adalora_bench.seeds import generator
 
 Example = Mapping[str, Any]  # "length" is all that is read here
 

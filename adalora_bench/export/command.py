@@ -19,8 +19,8 @@ from adalora_bench.config import Cell
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import EXIT_UNIT_FAILED, UserError, unknown
 from adalora_bench.export.recorded import ADAPTER, cell_of, check_assets, locate, read_record
-from adalora_bench.files import TEMPORARY, read_predictions, writing
-from adalora_bench.records import PREDICTIONS
+from adalora_bench.store.files import TEMPORARY, read_predictions, writing
+from adalora_bench.store.records import PREDICTIONS
 
 if TYPE_CHECKING:
     from adalora_bench.train.evaluate import Predictions

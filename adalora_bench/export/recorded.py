@@ -15,8 +15,8 @@ from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.key import with_key
-from adalora_bench.records import RECORD
-from adalora_bench.schema import FINISHED, misfit
+from adalora_bench.store.records import RECORD
+from adalora_bench.store.schema import FINISHED, misfit
 
 ADAPTER = "adapter.safetensors"
 

@@ -15,9 +15,9 @@ from select import select
 from typing import Any
 
 from adalora_bench.errors import UserError
-from adalora_bench.launch import usable_cores
 from adalora_bench.launchers.base import Launcher
 from adalora_bench.launchers.unit_task import UnitTask, settings, unit_tasks
+from adalora_bench.store.environment import usable_cores
 from adalora_bench.units import Summary, Unit
 from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
 

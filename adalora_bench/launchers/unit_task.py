@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.launchers.base import Launcher
-from adalora_bench.lease import wait_for_dead
+from adalora_bench.store.lease import wait_for_dead
 from adalora_bench.units import Unit, unit_folder
 from adalora_bench.worker import Mailbox, in_one_line, run_one, worker_environment
 

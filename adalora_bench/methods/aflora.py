@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from adalora_bench.errors import Diverged, PromiseBroken, UserError, unknown
 from adalora_bench.methods.base import ROLES, Facts, Method, require_at_least_one, require_below_one
-from adalora_bench.train.schedule import Phase
+from adalora_bench.schedule import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from adalora_bench.errors import UserError, unknown
-from adalora_bench.train.schedule import Phase, phase_steps
+from adalora_bench.schedule import Phase, phase_steps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

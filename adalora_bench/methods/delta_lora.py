@@ -24,7 +24,7 @@ from adalora_bench.methods.base import (
     require_below_one,
     require_positive,
 )
-from adalora_bench.train.schedule import Phase
+from adalora_bench.schedule import Phase
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from adalora_bench.methods.base import (
     require_not_negative,
     require_positive,
 )
-from adalora_bench.train.schedule import Phase
+from adalora_bench.schedule import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

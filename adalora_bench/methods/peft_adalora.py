@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.methods.base import Facts, require_at_least_one
 from adalora_bench.methods.peft import ADAPTER, UNFIT, Peft, wrapped
-from adalora_bench.train.schedule import Phase
+from adalora_bench.schedule import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

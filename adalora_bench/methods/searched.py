@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.methods.base import Facts, Method, require_positive
-from adalora_bench.schema import OURS
-from adalora_bench.train.schedule import Phase
+from adalora_bench.schedule import Phase
+from adalora_bench.store.schema import OURS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,7 +125,7 @@ def share_of(name: str, value: Phase, candidates: int) -> int:
     Raises:
         UserError: it is neither, or not in 1..candidates.
     """
-    from adalora_bench.train.schedule import phase_steps
+    from adalora_bench.schedule import phase_steps
 
     if isinstance(value, str) and not value.strip().endswith("%"):
         raise UserError(f"{name}={value!r} must be a count (8) or a share (25%).")

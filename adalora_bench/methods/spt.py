@@ -17,7 +17,7 @@ from adalora_bench.errors import PromiseBroken
 from adalora_bench.methods.base import Facts, require_at_least_one, require_positive
 from adalora_bench.methods.ptuning_v2 import require_attention_targets, require_sites
 from adalora_bench.methods.searched import KEPT, Searched, share_of, top
-from adalora_bench.train.schedule import Phase
+from adalora_bench.schedule import Phase
 
 if TYPE_CHECKING:
     from torch import nn

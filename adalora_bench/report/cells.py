@@ -9,7 +9,7 @@ from datetime import datetime
 
 from adalora_bench.report.rows import CellRow, Group, Record, age, group_of, row_of
 from adalora_bench.report.selection import Selection
-from adalora_bench.schema import DONE, finished_at
+from adalora_bench.store.schema import DONE, finished_at
 
 # Overrides of these groups belong to what a row is called; others (jobs, seeds) change no number.
 _LABELLED = ("method", "train", "task", "backbone", "pair", "scale")

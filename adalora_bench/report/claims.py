@@ -20,7 +20,7 @@ from adalora_bench.report.paper_files import Row
 from adalora_bench.report.papers import fits
 from adalora_bench.report.rows import Record, alike
 from adalora_bench.report.statistics import median, worst
-from adalora_bench.schema import DONE, FINISHED
+from adalora_bench.store.schema import DONE, FINISHED
 
 VERDICTS = ("holds", "does not hold", "undecided", "not comparable", "not run")
 SEEDS = 5  # fewer paired seeds decide nothing

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.errors import UserError
-from adalora_bench.files import read_jsonl, write_if_changed
-from adalora_bench.records import RecordStore
 from adalora_bench.report.drawing import DRAWERS
 from adalora_bench.report.kinds import load_figures, pictures
 from adalora_bench.report.rows import Record
 from adalora_bench.report.series import Picture, Steps, shown
+from adalora_bench.store.files import read_jsonl, write_if_changed
+from adalora_bench.store.records import RecordStore
 
 # Nothing that changes from day to day.
 _METADATA = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}

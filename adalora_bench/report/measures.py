@@ -9,7 +9,7 @@ from typing import Any
 
 from adalora_bench.report.papers import COSTS, seed_value
 from adalora_bench.report.rows import Record
-from adalora_bench.schema import FINISHED
+from adalora_bench.store.schema import FINISHED
 
 # Name -> (field, part) of a record, as it stands there.
 FACTS: dict[str, tuple[str, str]] = {

@@ -12,9 +12,7 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from adalora_bench.files import write_if_changed
 from adalora_bench.metrics import printed
-from adalora_bench.records import RecordStore
 from adalora_bench.report import figures, kinds
 from adalora_bench.report.cells import Cells, arrange
 from adalora_bench.report.claim_files import PaperClaims, load_claims
@@ -27,7 +25,9 @@ from adalora_bench.report.papers import VERDICTS, Filled, fill
 from adalora_bench.report.rows import CellRow, Group, Record
 from adalora_bench.report.series import Dots, Figure, Lines, Picture, shown
 from adalora_bench.report.statistics import Summary
-from adalora_bench.schema import STATUSES
+from adalora_bench.store.files import write_if_changed
+from adalora_bench.store.records import RecordStore
+from adalora_bench.store.schema import STATUSES
 
 _HERE = Path(__file__).parent
 _ID = re.compile(r'(\bid="|url\(#|href="#)')

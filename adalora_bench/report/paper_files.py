@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.errors import UserError, unknown
-from adalora_bench.schema import OURS
+from adalora_bench.store.schema import OURS
 
 STATISTICS = ("median", "mean")
 

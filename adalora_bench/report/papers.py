@@ -18,7 +18,7 @@ from adalora_bench.report.paper_files import Column, PaperTable, Row
 from adalora_bench.report.rows import Record
 from adalora_bench.report.selection import reported
 from adalora_bench.report.statistics import Summary, summarise
-from adalora_bench.schema import DONE, FINISHED
+from adalora_bench.store.schema import DONE, FINISHED
 
 VERDICTS = ("reproduced", "above", "below", "not comparable", "not run")
 # Settings that ask for more numbers and change none.

@@ -12,7 +12,7 @@ from typing import Any
 from adalora_bench import metrics
 from adalora_bench.report.selection import Selection, reported
 from adalora_bench.report.statistics import Summary, median, standard_error, summarise
-from adalora_bench.schema import DONE, FINISHED, OURS, STATUSES, finished_at
+from adalora_bench.store.schema import DONE, FINISHED, OURS, STATUSES, finished_at
 
 Record = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from adalora_bench.metrics import printed
 from adalora_bench.report.cells import arrange, arrange_seeds
 from adalora_bench.report.rows import CellRow, Record
 from adalora_bench.report.statistics import median
-from adalora_bench.schema import FINISHED
+from adalora_bench.store.schema import FINISHED
 
 Steps = Callable[[Record], list[dict[str, Any]]]  # the rows of a unit's steps.jsonl
 

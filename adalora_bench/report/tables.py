@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from adalora_bench.files import write_if_changed
 from adalora_bench.report.cells import Hidden, arrange, cell_summary
 from adalora_bench.report.hidden import not_shown
 from adalora_bench.report.markdown import one_line
@@ -17,7 +16,8 @@ from adalora_bench.report.rows import CellRow, Group, Record
 from adalora_bench.report.scores import OTHER_ROWS, on_other_rows, sections
 from adalora_bench.report.selection import Selection, selection_of
 from adalora_bench.report.statistics import median_coverage
-from adalora_bench.schema import STATUSES
+from adalora_bench.store.files import write_if_changed
+from adalora_bench.store.schema import STATUSES
 
 __all__ = ["CellRow", "build_tables", "cell_summary", "refresh", "table_name"]
 

@@ -14,7 +14,7 @@ from adalora_bench.report.papers import COSTS, VERDICTS, Cell, Filled
 from adalora_bench.report.rows import Record, caveat_of, median_of, peak_memory_of
 from adalora_bench.report.selection import selection_of
 from adalora_bench.report.statistics import median_coverage
-from adalora_bench.schema import STATUSES
+from adalora_bench.store.schema import STATUSES
 
 NOT_FOUND = "not found"
 

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adalora_bench.files import atomic_write, write_tensors
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.budget import Budget, RankEvent
+from adalora_bench.store.files import atomic_write, write_tensors
 from adalora_bench.train.state import Group, Run
 
 log = logging.getLogger(__name__)

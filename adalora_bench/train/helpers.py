@@ -23,7 +23,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench.config import Cell
-from adalora_bench.files import TEMPORARY
+from adalora_bench.store.files import TEMPORARY
 from adalora_bench.train.device import backend, choose_device, fast_products, require_devices
 from adalora_bench.train.team import ALONE, Team
 from adalora_bench.units import Unit

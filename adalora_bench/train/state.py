@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adalora_bench.errors import Diverged
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.budget import Budget, RankEvent, total_rank, trainable
-from adalora_bench.train.schedule import Phase, lr_factor, phase_steps
+from adalora_bench.schedule import Phase, lr_factor, phase_steps
 from adalora_bench.train.team import ALONE, Team
 
 

@@ -15,8 +15,8 @@ import pytest
 from report_records import everything
 
 from adalora_bench.compose import conf_dir
-from adalora_bench.records import RecordStore
 from adalora_bench.report.page import refresh
+from adalora_bench.store.records import RecordStore
 
 pytestmark = pytest.mark.browser
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

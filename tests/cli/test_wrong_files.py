@@ -76,7 +76,7 @@ CONFIGS: dict[str, tuple[dict[str, str], str, list[str]]] = {
         ["lora.Nothing", "imported"],
     ),
     "other class": (
-        {"method/mine": f"{LORA}_target_: adalora_bench.records.RecordStore\n"},
+        {"method/mine": f"{LORA}_target_: adalora_bench.store.records.RecordStore\n"},
         MINE,
         ["must be a dataclass derived"],
     ),

@@ -18,7 +18,7 @@ from typing import Any
 from adalora_bench.errors import Interrupted, UserError
 from adalora_bench.launch import Unit, launch, unit_folder
 from adalora_bench.progress import make_progress
-from adalora_bench.records import LeaseHeld
+from adalora_bench.store.records import LeaseHeld
 
 Notify = Callable[[dict[str, Any]], None]
 Stop = Callable[[], int | None]

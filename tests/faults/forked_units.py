@@ -107,8 +107,8 @@ def _cell(overrides: tuple[str, ...]) -> Any:
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
-    from adalora_bench.records import LeaseHeld
     from adalora_bench.run import run_unit
+    from adalora_bench.store.records import LeaseHeld
     from adalora_bench.units import Unit
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

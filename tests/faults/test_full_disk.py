@@ -14,7 +14,7 @@ import pytest
 from bench_process import BENCH, environment, state
 from forked_units import Units
 
-from adalora_bench.records import RecordStore
+from adalora_bench.store.records import RecordStore
 
 pytestmark = [pytest.mark.fault("R9"), pytest.mark.xdist_group("forked")]
 

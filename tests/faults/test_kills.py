@@ -18,7 +18,7 @@ from bench_process import bench, facts, finish, start, state
 from fault_figures import Figure
 from forked_units import Started, Units
 
-from adalora_bench.records import RecordStore
+from adalora_bench.store.records import RecordStore
 
 pytestmark = pytest.mark.xdist_group("forked")
 

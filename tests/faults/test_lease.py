@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adalora_bench import lease
-from adalora_bench.lease import HOLDER, LOCK, LeaseHeld, hold, wait_for_dead
+from adalora_bench.store import lease
+from adalora_bench.store.lease import HOLDER, LOCK, LeaseHeld, hold, wait_for_dead
 
 ELSEWHERE = "process 7 on another-host since 2026-01-01T00:00:00+00:00\n"
 

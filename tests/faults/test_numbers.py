@@ -12,8 +12,8 @@ from report_records import diverged, record
 from tiny_runs import FIRST, Course, begin
 
 from adalora_bench.lowrank import scores
-from adalora_bench.records import RecordStore
 from adalora_bench.report.tables import build_tables
+from adalora_bench.store.records import RecordStore
 from adalora_bench.train import loop
 from adalora_bench.train.state import Run
 

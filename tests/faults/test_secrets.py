@@ -18,7 +18,7 @@ from adalora_bench.data import wheels
 from adalora_bench.errors import AssetError
 from adalora_bench.launch import launch
 from adalora_bench.progress import PlainProgress
-from adalora_bench.records import RecordStore
+from adalora_bench.store.records import RecordStore
 
 SECRETS = {
     "HF_TOKEN": "hf_OnlyForThisTest0123456789",

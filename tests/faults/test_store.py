@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from adalora_bench import files
 from adalora_bench.errors import UserError
-from adalora_bench.records import LeaseHeld, RecordStore, append_jsonl, read_jsonl
+from adalora_bench.store import files
+from adalora_bench.store.records import LeaseHeld, RecordStore, append_jsonl, read_jsonl
 
 NAMES = {"method": "lora", "task": "rte", "backbone": "minilm_l6", "scale": "cpu"}
 KEY = "a" * 64
@@ -101,7 +101,7 @@ def test_a_full_disk(store):
     child = run(
         """
         import resource
-        from adalora_bench.files import write_predictions
+        from adalora_bench.store.files import write_predictions
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         folder = store.folder(NAMES, KEY, 0)
         big = {"text": "x" * 8000}

@@ -18,7 +18,7 @@ import pytest
 from bench_process import bench, facts, finish, records, running, start, stop, tables, wait_for
 from fault_figures import Figure
 
-from adalora_bench.records import RecordStore
+from adalora_bench.store.records import RecordStore
 
 pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("sweeps")]
 

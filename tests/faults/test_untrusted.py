@@ -24,7 +24,7 @@ from adalora_bench.compose import compose_cells
 from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import Interrupted, UserError
-from adalora_bench.records import RecordStore
+from adalora_bench.store.records import RecordStore
 from adalora_bench.train import checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from adalora_bench.key import digest, settings_of
-from adalora_bench.records import RecordStore
+from adalora_bench.store.records import RecordStore
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -20,7 +20,7 @@ from adalora_bench.report.kinds import load_figures, pictures
 from adalora_bench.report.paper_files import load_table
 from adalora_bench.report.papers import fill
 from adalora_bench.report.series import shown
-from adalora_bench.schema import misfit
+from adalora_bench.store.schema import misfit
 
 HERE = Path(__file__).parent
 EXPECTED = HERE / "expected" / "papers"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adalora_bench.records import RecordStore
 from adalora_bench.report.tables import build_tables, cell_summary, refresh
+from adalora_bench.store.records import RecordStore
 
 HERE = Path(__file__).parent
 

@@ -21,7 +21,7 @@ from adalora_bench.inserts.searched_bottleneck import SearchedBottleneck
 from adalora_bench.methods.base import Facts
 from adalora_bench.methods.searched import share_of, top
 from adalora_bench.methods.ssp import fitting
-from adalora_bench.schema import OURS
+from adalora_bench.store.schema import OURS
 from adalora_bench.train.state import Run
 
 NAMES = ["learned_adapter", "spt", "ssp"]

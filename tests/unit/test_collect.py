@@ -7,9 +7,9 @@ import pytest
 from report_records import record
 
 from adalora_bench import cli
-from adalora_bench.collect import collect, difference
 from adalora_bench.errors import UserError
-from adalora_bench.records import RecordStore
+from adalora_bench.store.collect import collect, difference
+from adalora_bench.store.records import RecordStore
 
 FIRST = record("lora", "rte", 0)
 NAMES, KEY = FIRST["names"], FIRST["key"]

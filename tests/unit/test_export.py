@@ -20,12 +20,12 @@ from adalora_bench.compose import compose_cells
 from adalora_bench.errors import UserError
 from adalora_bench.export import command, formats, peft_files
 from adalora_bench.export.command import Check, NotTheSame, export
-from adalora_bench.files import read_predictions
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.function import delta
 from adalora_bench.lowrank.plain import fuse_slices, plain_lora, update_of
-from adalora_bench.records import RecordStore
 from adalora_bench.run import Training
+from adalora_bench.store.files import read_predictions
+from adalora_bench.store.records import RecordStore
 from adalora_bench.units import Unit
 
 # peft 0.21 asks transformers 5.23 for an attribute under its old name

@@ -23,10 +23,10 @@ from adalora_bench.launch import (
     launch,
     rerun_command,
     unit_folder,
-    usable_cores,
     worker_count,
 )
 from adalora_bench.progress import Progress
+from adalora_bench.store.environment import usable_cores
 from adalora_bench.units import labels, write_error_log
 from adalora_bench.worker import in_one_line, resolve, signal_name, worker_environment
 
@@ -130,7 +130,7 @@ def test_small_words() -> None:
 
 def test_launch_and_progress_import_no_torch() -> None:
     code = (
-        "import sys, adalora_bench.launch, adalora_bench.progress, adalora_bench.records; "
+        "import sys, adalora_bench.launch, adalora_bench.progress, adalora_bench.store.records; "
         "sys.exit(bool({'torch', 'transformers', 'datasets', 'numpy', 'hydra'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

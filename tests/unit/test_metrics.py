@@ -200,7 +200,7 @@ def test_a_grouped_label_is_a_pair():
 
 
 def test_import_is_light():
-    modules = "adalora_bench.metrics, adalora_bench.records, adalora_bench.report.tables"
+    modules = "adalora_bench.metrics, adalora_bench.store.records, adalora_bench.report.tables"
     code = f"import sys, {modules}; print([name for name in sys.modules if name in sys.argv])"
     heavy = ["torch", "transformers", "sklearn", "scipy", "numpy", "datasets", "filelock"]
     heavy += ["nltk", "sacrebleu", "rouge_score", "evaluate"]

@@ -10,8 +10,8 @@ import pytest
 from report_records import everything
 
 from adalora_bench.compose import conf_dir
-from adalora_bench.records import RecordStore
 from adalora_bench.report.page import page, refresh
+from adalora_bench.store.records import RecordStore
 
 VOID = {"meta", "link"}
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from adalora_bench import records as r
-from adalora_bench.schema import misfit
+from adalora_bench.store import records as r
+from adalora_bench.store.schema import misfit
 
 NAMES = {"method": "lora", "task": "rte", "backbone": "minilm_l6", "scale": "cpu"}
 KEY = "0123456789abcdef" * 4

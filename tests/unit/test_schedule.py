@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adalora_bench.errors import UserError
-from adalora_bench.train.schedule import lr_factor, phase_steps
+from adalora_bench.schedule import lr_factor, phase_steps
 
 
 @pytest.mark.parametrize(

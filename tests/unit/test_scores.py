@@ -9,7 +9,7 @@ from report_records import record
 from adalora_bench.report.cells import cell_summary
 from adalora_bench.report.scores import OTHER_ROWS, on_other_rows, sections
 from adalora_bench.report.tables import build_tables
-from adalora_bench.schema import OURS
+from adalora_bench.store.schema import OURS
 
 
 def seeds(method: str, count: int, value: float, rows: int = 1000, *overrides: str) -> list[dict[str, Any]]:

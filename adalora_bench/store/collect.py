@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.errors import UserError
-from adalora_bench.files import TEMPORARY, atomic_write, writing
-from adalora_bench.records import LOCAL_FILES, RECORD, LeaseHeld, RecordStore
-from adalora_bench.schema import DONE
+from adalora_bench.store.files import TEMPORARY, atomic_write, writing
+from adalora_bench.store.records import LOCAL_FILES, RECORD, LeaseHeld, RecordStore
+from adalora_bench.store.schema import DONE
 
 ALSO = "also-"
 # Two runs of one unit that differ in these alone have the same result.

@@ -2,7 +2,7 @@
 
     <root>/<task>/<backbone>/<method>/<key[:8]>/seed<k>/record.json
 
-Beside a record lie steps.jsonl, predictions.jsonl.gz and what else the unit leaves (`adalora_bench.files`).
+Beside a record lie steps.jsonl, predictions.jsonl.gz and what else the unit leaves (`adalora_bench.store.files`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from adalora_bench.environment import environment, git_state
 from adalora_bench.errors import UserError
-from adalora_bench.files import (
+from adalora_bench.store.environment import environment, git_state
+from adalora_bench.store.files import (
     TEMPORARY,
     append_jsonl,
     atomic_write,
@@ -29,8 +29,8 @@ from adalora_bench.files import (
     write_predictions,
     writing,
 )
-from adalora_bench.lease import HOLDER, LOCK, LeaseHeld, hold
-from adalora_bench.schema import DONE, FINISHED, KEY, NAME, SCHEMA, STATUSES, finished_at, misfit
+from adalora_bench.store.lease import HOLDER, LOCK, LeaseHeld, hold
+from adalora_bench.store.schema import DONE, FINISHED, KEY, NAME, SCHEMA, STATUSES, finished_at, misfit
 
 __all__ = [
     "DONE",
@@ -183,7 +183,7 @@ class RecordStore:
     def lease(self, folder: Path) -> Iterator[None]:
         """Hold a unit's folder while working on it; the folder is made where it is missing.
 
-        It is free again when its holder is dead (`adalora_bench.lease`).
+        It is free again when its holder is dead (`adalora_bench.store.lease`).
         LeaseHeld: another process holds it. UserError: the folder cannot be written.
         """
         with hold(folder):

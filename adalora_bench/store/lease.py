@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from adalora_bench.files import writing
+from adalora_bench.store.files import writing
 
 LOCK = "unit.lock"
 HOLDER = "holder.lease"

@@ -108,3 +108,10 @@ def _accelerators(torch: Any) -> list[str]:
 
 def _whole(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdigit() else None
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: under taskset or in a batch job fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
