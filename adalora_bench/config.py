@@ -1,6 +1,6 @@
 """A cell and the types of its settings.
 
-YAML holds the values, the dataclasses here and in methods/, data/ and backbones.py hold the types; `build` joins the
+YAML holds the values, the dataclasses here and in methods/, data/ and models/ hold the types; `build` joins the
 two. compose.py makes cells from what the user typed, key.py gives them their content key.
 """
 
@@ -18,6 +18,8 @@ from adalora_bench.launchers import LAUNCHERS
 from adalora_bench.schedule import Phase, phase_steps
 
 GROUPS = ("method", "task", "backbone", "scale")
+MOVED = {"adalora_bench.backbones.Backbone": "adalora_bench.models.backbone.Backbone"}
+"""Class paths that records and users' YAML files may name, by where the class is now. Keys hash the first name."""
 
 
 @dataclass(kw_only=True)  # not frozen: OmegaConf could not fill in what is null by default
@@ -205,11 +207,12 @@ def build(node: Mapping[str, Any], name: str) -> Any:
     Raises:
         UserError: a wrong type, an unknown or missing key, or what `__post_init__` refuses.
     """
-    from adalora_bench.backbones import Backbone
     from adalora_bench.data.tasks import Task
     from adalora_bench.methods.base import Method  # imports no torch; the method's own module may
+    from adalora_bench.models.backbone import Backbone
 
     target = str(node.get("_target_", ""))
+    target = MOVED.get(target, target)
     must_be = "must be a dataclass derived from Method, Task or Backbone."
     if not target:
         raise UserError(f"{name}._target_ is missing; it names the class of these settings.")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adalora_bench.config import Cell
+from adalora_bench.config import MOVED, Cell
 
 STEERING = (
     "seeds",
@@ -39,6 +39,8 @@ DESCRIPTIVE = {
     "scale": (),
 }
 """Settings below a group that change no number of a unit."""
+FIRST_NAMES = {now: first for first, now in MOVED.items()}
+"""A class that moved to another module keeps the name under which its first records were hashed."""
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,13 +48,15 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Prompts and decoding are left out for an encoder, which reads none of them: so a task can be given a prompt without
     making a stranger of what an encoder has recorded. 4-bit weights and gradient checkpointing are left out where off,
-    and so is what weight decay reaches where there is none.
+    and so is what weight decay reaches where there is none. A class stands under its first name.
     """
     from adalora_bench.data.tasks import TEXT_SETTINGS
 
     kept = {key: value for key, value in config.items() if key not in STEERING}
     for group, names in DESCRIPTIVE.items():
         kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+        if (target := kept[group].get("_target_")) in FIRST_NAMES:
+            kept[group]["_target_"] = FIRST_NAMES[target]
     if config["backbone"].get("form", "encoder") == "encoder":
         kept["task"] = {key: value for key, value in kept["task"].items() if key not in TEXT_SETTINGS}
     for name in ("load_in_4bit", "gradient_checkpointing"):

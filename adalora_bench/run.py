@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from adalora_bench import forms, prepare
-from adalora_bench.backbones import Backbone, Loaded
 from adalora_bench.config import build, scale_config, train_config
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged, PromiseBroken
 from adalora_bench.methods.base import Method
+from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.outcome import adapter_parameters, describe
 from adalora_bench.seeds import derive, generator
 from adalora_bench.store.files import write_tensors

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from adalora_bench.backbones import Backbone  # noqa: E402
 from adalora_bench.compose import compose_cells  # noqa: E402
 from adalora_bench.config import build  # noqa: E402
 from adalora_bench.data.sources import Found  # noqa: E402
@@ -43,6 +42,7 @@ from adalora_bench.lowrank.ablation import first_order_losses, plain_losses, rep
 from adalora_bench.lowrank.allocate import prune_lowest  # noqa: E402
 from adalora_bench.lowrank.scores import ablation_order  # noqa: E402
 from adalora_bench.methods.alora import SCREEN, Alora  # noqa: E402
+from adalora_bench.models.backbone import Backbone  # noqa: E402
 from adalora_bench.train.loop import begin  # noqa: E402
 from adalora_bench.train.state import OptimizerSettings, Run  # noqa: E402
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from adalora_bench import fused, heads
 from adalora_bench.errors import UserError
 from adalora_bench.export.peft_files import Adapter, apply_adapter, write_adapter
 from adalora_bench.export.readme import Written
 from adalora_bench.export.trained import Trained
 from adalora_bench.lowrank.plain import Pair, fuse_slices
+from adalora_bench.models import fused, heads
 
 HEAD = "head.safetensors"
 BODY = "body."

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adalora_bench import forms, prepare
-from adalora_bench.backbones import Backbone, Loaded
 from adalora_bench.config import Cell, build, scale_config, train_config
 from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task
@@ -21,6 +20,7 @@ from adalora_bench.errors import UserError
 from adalora_bench.forms.base import Example, Form
 from adalora_bench.lowrank.plain import Pair, plain_lora
 from adalora_bench.methods.base import Method
+from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.seeds import derive, generator
 from adalora_bench.train import checkpoint
 from adalora_bench.train.evaluate import Predictions, predict

@@ -13,9 +13,9 @@ from adalora_bench.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adalora_bench.backbones import Backbone
     from adalora_bench.data.tasks import Task
     from adalora_bench.forms.base import Form
+    from adalora_bench.models.backbone import Backbone
 
 VARIANTS = {"generation": "gen", "likelihood": "lik"}
 """task.answer_by -> what the names of metrics over classes then carry."""

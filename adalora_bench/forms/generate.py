@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsP
 
 from adalora_bench.data.prompts import Generation
 from adalora_bench.forms.base import finite, model_inputs
-from adalora_bench.heads import TextModel
+from adalora_bench.models.heads import TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ from adalora_bench.errors import UserError
 from adalora_bench.forms import shortened
 from adalora_bench.forms.base import Example, Form, MicroBatch, finite, model_inputs, padded
 from adalora_bench.forms.generate import answer_ids, as_text
-from adalora_bench.heads import IGNORE, TextModel
+from adalora_bench.models.heads import IGNORE, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

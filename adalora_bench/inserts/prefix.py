@@ -20,8 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from adalora_bench.errors import UserError
-from adalora_bench.fused import SplitProjection
 from adalora_bench.inserts.bottleneck import replace_module, width_of
+from adalora_bench.models.fused import SplitProjection
 from adalora_bench.train.state import Run
 
 IMPLEMENTATION = "adalora_bench_prefix"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from adalora_bench.four_bit import TOO_COARSE
 from adalora_bench.methods.base import Method
+from adalora_bench.models.four_bit import TOO_COARSE
 
 if TYPE_CHECKING:
     from torch import nn

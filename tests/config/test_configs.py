@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from adalora_bench import prepare
-from adalora_bench.backbones import Backbone
 from adalora_bench.compose import compose_cells, conf_dir, options
 from adalora_bench.config import Cell, ScaleConfig, TrainConfig, build, scale_config, train_config
 from adalora_bench.data.tasks import TEXT_SETTINGS, Task
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Method
+from adalora_bench.models.backbone import Backbone
 
 CONF = conf_dir()
 RECIPES = sorted(path.relative_to(CONF / "recipe").with_suffix("") for path in CONF.glob("recipe/*/*/*.yaml"))

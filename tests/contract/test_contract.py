@@ -25,8 +25,8 @@ from tiny_runs import (
 )
 from torch import nn
 
-from adalora_bench import fused
 from adalora_bench.methods import peft
+from adalora_bench.models import fused
 from adalora_bench.train import loop
 
 

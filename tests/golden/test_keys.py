@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from adalora_bench.compose import compose_cells
+from adalora_bench.config import GROUPS, MOVED, build
 from adalora_bench.key import digest, settings_of
 from adalora_bench.store.records import RecordStore
 
@@ -25,6 +27,16 @@ def test_every_stored_record_keeps_its_keys(folder: str, least: int) -> None:
         record["key"] for record in records if keys(record) != (record["key"], record["settings_key"])
     ]
     assert strangers == []
+
+
+@pytest.mark.parametrize("former, now", MOVED.items())
+def test_the_former_and_the_present_class_path_give_one_key_and_one_class(former: str, now: str) -> None:
+    (cell,) = compose_cells(["method=lora", "task=toy", "backbone=tiny_bert", "scale=smoke"])
+    group = next(name for name in GROUPS if cell.config[name].get("_target_") == now)
+    older = cell.config | {group: cell.config[group] | {"_target_": former}}
+    assert settings_of(older) == settings_of(cell.config)
+    assert settings_of(older)[group]["_target_"] == former
+    assert type(build(older[group], group)) is type(build(cell.config[group], group))
 
 
 def keys(record: dict[str, Any]) -> tuple[str, str]:

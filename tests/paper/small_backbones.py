@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adalora_bench.backbones import Backbone
 from adalora_bench.compose import compose_cells
 from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.methods.base import Method
+from adalora_bench.models.backbone import Backbone
 from adalora_bench.train.loop import begin
 from adalora_bench.train.state import OptimizerSettings, Run
 

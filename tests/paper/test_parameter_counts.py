@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from adalora_bench import heads
-from adalora_bench.backbones import Backbone, Loaded
 from adalora_bench.compose import compose_cells
 from adalora_bench.config import build
 from adalora_bench.data.sources import Found
@@ -27,6 +25,8 @@ from adalora_bench.methods.increlora import IncreLora
 from adalora_bench.methods.searched import share_of
 from adalora_bench.methods.spt import Spt
 from adalora_bench.methods.ssp import Ssp, fitting
+from adalora_bench.models import heads
+from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.outcome import adapter_parameters
 from adalora_bench.train.state import OptimizerSettings, Run
 

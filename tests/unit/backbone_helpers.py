@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from adalora_bench import heads
-from adalora_bench.backbones import Backbone, Loaded
 from adalora_bench.compose import conf_dir
 from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.methods.base import Method
+from adalora_bench.models import heads
+from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.seeds import generator
 from adalora_bench.train.loop import begin
 from adalora_bench.train.state import OptimizerSettings, Run

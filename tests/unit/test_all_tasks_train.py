@@ -15,7 +15,6 @@ import yaml
 from tiny_data import CONF, NEW, OLD, task_of
 
 from adalora_bench import forms, prepare
-from adalora_bench.backbones import Backbone
 from adalora_bench.compose import compose_cells
 from adalora_bench.config import build
 from adalora_bench.data import prompts
@@ -25,6 +24,7 @@ from adalora_bench.data.sources import Found, Places
 from adalora_bench.errors import UserError
 from adalora_bench.forms import text as text_form
 from adalora_bench.metrics import METRICS
+from adalora_bench.models.backbone import Backbone
 from adalora_bench.run import Training
 from adalora_bench.units import Unit
 

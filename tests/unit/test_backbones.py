@@ -9,8 +9,8 @@ import pytest
 import torch
 from backbone_helpers import NOWHERE, attached, backbone, method, shapes_only
 
-from adalora_bench import heads
 from adalora_bench.errors import UserError
+from adalora_bench.models import heads
 
 TINY = ("tiny_bert", "tiny_deberta_v2", "tiny_roberta")
 

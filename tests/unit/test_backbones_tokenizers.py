@@ -11,7 +11,7 @@ import sentencepiece
 from backbone_helpers import backbone
 
 from adalora_bench.data.sources import Found
-from adalora_bench.heads import byte_tokenizer
+from adalora_bench.models.heads import byte_tokenizer
 
 SENTENCES = (
     "the boat froze a river",

@@ -15,7 +15,7 @@ from adalora_bench.errors import UserError
 from adalora_bench.forms import text
 from adalora_bench.forms.base import Form, MicroBatch
 from adalora_bench.forms.text import Decoder, Seq2Seq
-from adalora_bench.heads import IGNORE
+from adalora_bench.models.heads import IGNORE
 from adalora_bench.train.evaluate import predict
 
 CPU = torch.device("cpu")

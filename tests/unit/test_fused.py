@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from adalora_bench import fused
-from adalora_bench.heads import random_model
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
+from adalora_bench.models import fused
+from adalora_bench.models.heads import random_model
 
 NAMES = [f"transformer.h.{i}.attn.c_attn.{part}" for i in range(2) for part in "qkv"]
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from adalora_bench.data.prompts import Generation
 from adalora_bench.forms.base import model_inputs
 from adalora_bench.forms.generate import NoRepeatInAnswer, StopAt, answer_ids, as_text
-from adalora_bench.heads import TextModel, byte_tokenizer
+from adalora_bench.models.heads import TextModel, byte_tokenizer
 
 CPU = torch.device("cpu")
 GENERATIVE = ("tiny_gpt2", "tiny_llama", "tiny_bart")

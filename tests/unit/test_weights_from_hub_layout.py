@@ -14,7 +14,7 @@ from adalora_bench.compose import compose_cells, conf_dir
 from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import UserError
-from adalora_bench.heads import byte_tokenizer, random_model
+from adalora_bench.models.heads import byte_tokenizer, random_model
 
 
 def _save_tiny(name: str, folder: Path) -> Any:

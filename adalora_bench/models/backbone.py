@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench import four_bit, gguf_weights, gradient_checkpointing, weights
 from adalora_bench.data.sources import Found, Source
 from adalora_bench.errors import UserError, unknown
+from adalora_bench.models import four_bit, gguf_weights, gradient_checkpointing, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,7 +124,7 @@ class Backbone:
         folder = _folder(found)
         tokenizer: PreTrainedTokenizerBase
         if folder is None:
-            from adalora_bench.heads import byte_tokenizer
+            from adalora_bench.models.heads import byte_tokenizer
 
             tokenizer = byte_tokenizer(self.architecture)
         else:
@@ -155,7 +155,7 @@ class Backbone:
         """
         import torch
 
-        from adalora_bench import fused, heads
+        from adalora_bench.models import fused, heads
 
         if (kind == "text") == (self.form == "encoder"):
             raise ValueError(f"kind {kind} on a backbone of form {self.form}; forms.check_fit comes first")
@@ -190,7 +190,7 @@ class Backbone:
     def _body(self, found: Found, kind: str, outputs: int) -> Any:
         import transformers
 
-        from adalora_bench.heads import random_model
+        from adalora_bench.models.heads import random_model
 
         folder = _folder(found)
         config = self._config(folder, None if kind == "text" else outputs)

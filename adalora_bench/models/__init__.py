@@ -1,0 +1,1 @@
+"""Backbones, heads and weights: what a method is attached to."""
