@@ -50,7 +50,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     making a stranger of what an encoder has recorded. 4-bit weights and gradient checkpointing are left out where off,
     and so is what weight decay reaches where there is none. A class stands under its first name.
     """
-    from adalora_bench.data.tasks import TEXT_SETTINGS
+    from adalora_bench.data.fields import TEXT_SETTINGS
 
     kept = {key: value for key, value in config.items() if key not in STEERING}
     for group, names in DESCRIPTIVE.items():

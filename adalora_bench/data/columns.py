@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench.data.prompts import CHOICES, REFERENCES
+from adalora_bench.data.fields import CHOICES, REFERENCES, TaskFields
 from adalora_bench.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from adalora_bench.data.tasks import Task
 
-
-def names(task: Task) -> list[str]:
+def names(task: TaskFields) -> list[str]:
     """The columns that are read: of text, the choices, the label last."""
     choices = [CHOICES] if task.kind == "choice" else []
     return [*_texts(task), *choices, task.label]
 
 
-def checked(task: Task, table: pa.Table, where: str) -> pa.Table:
+def checked(task: TaskFields, table: pa.Table, where: str) -> pa.Table:
     """The table with the columns of the task's kind only, in their types.
 
     UserError: no rows, a wrong type, an empty or impossible value; names `where` and the row.
@@ -50,7 +48,7 @@ def checked(task: Task, table: pa.Table, where: str) -> pa.Table:
     return pa.table(columns)
 
 
-def _texts(task: Task) -> list[str]:
+def _texts(task: TaskFields) -> list[str]:
     """The columns that hold one text a row, each once."""
     more = [name for name in (task.group, task.score_group) if name]
     return list(dict.fromkeys([*task.text, *more]))

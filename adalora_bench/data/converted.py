@@ -9,8 +9,9 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench.data import columns, parquet
+from adalora_bench.data.fields import Row
 from adalora_bench.data.sources import Found, Wanted
-from adalora_bench.data.tasks import Row, Task
+from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError, unknown
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adalora_bench.data.converted import Converted
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import Row
 
 # The wording of the task's own question for the two kinds.
 QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}

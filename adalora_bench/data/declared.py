@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from string import Formatter
-from typing import TYPE_CHECKING
 
 from adalora_bench import metrics
 from adalora_bench.data import prompts
+from adalora_bench.data.fields import CHOICES, TaskFields
 from adalora_bench.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from adalora_bench.data.tasks import Task
 
 METRIC_KINDS = {
     "classification": ("class", "grouped"),
@@ -24,7 +21,7 @@ METRIC_KINDS = {
 """Kind of task -> what its metrics may compare."""
 
 
-def check(task: Task) -> None:
+def check(task: TaskFields) -> None:
     """UserError for settings that cannot work, whatever the backbone."""
     if task.version < 1:
         raise UserError(f"task.version is {task.version}; versions start at 1.")
@@ -40,7 +37,7 @@ def check(task: Task) -> None:
         raise UserError("task.prompt is missing; a task of kind text needs one.")
 
 
-def _check_columns(task: Task) -> None:
+def _check_columns(task: TaskFields) -> None:
     if task.kind == "span" and len(task.text) != 2:
         raise UserError(f"task.text is {task.text}; of a span it names the question and the context.")
     if not task.text or (len(task.text) > 2 and task.kind != "text"):
@@ -51,7 +48,7 @@ def _check_columns(task: Task) -> None:
         raise UserError(f"task.labels is {task.labels}; a {task.kind} has no label names, so leave it empty.")
 
 
-def _check_report(task: Task) -> None:
+def _check_report(task: TaskFields) -> None:
     for name in task.metrics:
         if metrics.label_kind(name) not in METRIC_KINDS[task.kind]:
             raise UserError(f"task.metrics names {name!r}, which does not fit a {task.kind}.")
@@ -80,9 +77,9 @@ def _check_report(task: Task) -> None:
             raise UserError(f"task.main_metric is {task.main_metric}, of which less is better; name another.")
 
 
-def _check_text(task: Task) -> None:
+def _check_text(task: TaskFields) -> None:
     assert task.prompt is not None
-    allowed = [*task.text, *([prompts.CHOICES] if task.kind == "choice" else [])]
+    allowed = [*task.text, *([CHOICES] if task.kind == "choice" else [])]
     _check_template("task.prompt", task.prompt, allowed)
     _check_template("task.answer", task.answer, ["answer"])
     if _names(task.answer) != ["answer"]:
@@ -102,7 +99,7 @@ def _check_text(task: Task) -> None:
     _check_words(task)
 
 
-def _check_words(task: Task) -> None:
+def _check_words(task: TaskFields) -> None:
     words = task.answer_words
     if task.kind == "classification":
         for label in task.labels:
@@ -129,11 +126,11 @@ def _check_template(setting: str, template: str, allowed: Iterable[str]) -> None
             f"{setting}={template!r} is no template ({error}); write a plain brace twice: {{{{."
         ) from None
     for name, spec, conversion in fields:
-        match = re.fullmatch(rf"(\w+)|({prompts.CHOICES})\[\d+\]", str(name))
+        match = re.fullmatch(rf"(\w+)|({CHOICES})\[\d+\]", str(name))
         if match is None or spec or conversion:
             raise UserError(f"{setting}={template!r}: {{{name}}} must be the plain name of a column.")
         column = match[1] or match[2]
-        if column not in allowed or (column == prompts.CHOICES and match[1]):
+        if column not in allowed or (column == CHOICES and match[1]):
             raise UserError(unknown(f"column in {setting}", str(name), allowed))
 
 

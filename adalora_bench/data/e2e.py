@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_bench.data.converted import Recounted
+from adalora_bench.data.fields import Row
 from adalora_bench.data.sources import Found
-from adalora_bench.data.tasks import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa

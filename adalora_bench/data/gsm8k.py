@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from adalora_bench.data.converted import Converted
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import Row
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _LAST_LINE = re.compile(r"\n#### *-?\$?[\d,]*\.?\d+ *$")

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from adalora_bench import metrics
 from adalora_bench.data import prompts
 from adalora_bench.data.converted import Converted
+from adalora_bench.data.fields import Row
 from adalora_bench.data.sources import Found
-from adalora_bench.data.tasks import Row
 from adalora_bench.errors import UserError
-from adalora_bench.judge import Conversation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,6 +128,17 @@ class MtBench(Converted):
             raise UserError(f"none of the {len(rows)} questions has a reference answer; take more of them.")
         said, wanted = zip(*pairs, strict=True)
         return {name: metrics.score(name, said, wanted) for name in self.metrics}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One question of two turns with the answers to both; references: () or one for each turn."""
+
+    id: int
+    category: str
+    questions: tuple[str, str]
+    answers: tuple[str, str]
+    references: tuple[str, ...] = ()
 
 
 def conversations(rows: Sequence[Row], answers: Sequence[Sequence[str]]) -> list[Conversation]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adalora_bench.data.converted import Converted
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import Row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,23 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adalora_bench import metrics
 from adalora_bench.data import columns, declared, draw, parquet, prompts
-from adalora_bench.data.prompts import Generation, Span
-from adalora_bench.data.sources import DATASET, Found, Source, Wanted
+from adalora_bench.data.fields import Row, TaskFields, score_name
+from adalora_bench.data.sources import DATASET, Found, Wanted
 from adalora_bench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Row = dict[str, Any]
 T = TypeVar("T")
 
-# fmt: off
-TEXT_SETTINGS = (
-    "prompt", "answer", "answer_words", "answer_by", "label_smoothing", "loss_on_prompt", "cut", "max_answer",
-    "generation",
-)
-# fmt: on
-"""What only generative backbones read; not part of the key of an encoder's cell."""
 SPLITS = ("validation", "holdout", "dev_test")
 
 
@@ -42,85 +34,11 @@ class TaskRows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a benchmark task is. Values live in conf/task/*.yaml.
-
-    Attributes:
-        version: raised when the same files give other rows or scores.
-        kind: "classification" (a label numbers one of `labels`), "regression" (it is a float), "choice" (it numbers one
-            of the row's `choices`), "span" (it holds texts of the context and their starts) or "text" (it is the
-            answer). On a generative backbone every task becomes text, through its prompt.
-        report_splits: suffix of the metric names -> split; the suffix is "" where there is one report set.
-        report_unions: suffix -> suffixes of report_splits whose rows are also scored together.
-        optional_splits: report splits that a local folder may lack.
-        text: one column, or two for a pair; of a span the question and the context; of a text all of the prompt's.
-        group: a column whose values must not be shared by train and holdout rows.
-        score_group: a column that metrics over groups of rows are given.
-        main_metric: a score name, with its suffix: "acc", "acc_matched".
-        max_length: tokens of an input (of a prompt, of a window), unless a recipe says otherwise.
-        backbone_for: scale -> backbone taken where the user names none.
-        official_rows: split -> rows of the published data set; what has fewer is a subset and says so.
-        known_subsets: "validation 1000" -> what else is to be said of a split with so many rows.
-        span: windows and spans of an encoder.
-        prompt, answer, answer_words: what a generative backbone reads and writes, see data/prompts.py; the words by
-            label, for choices by "0", "1" and so on.
-        answer_by: "generation" or "likelihood": how a generative backbone decides among given answers.
-        label_smoothing: share of the target that is spread over the whole vocabulary while a text is learnt.
-        loss_on_prompt: a decoder also learns to predict the prompt.
-        cut: the column that loses its end where a prompt is too long; null cuts the prompt's beginning.
-        max_answer: tokens of a training answer; null does not cut it.
-        generation: how a generative backbone answers.
-    """
-
-    version: int
-    description: str
-    kind: str
-    source: Source
-    train_split: str = "train"
-    report_splits: dict[str, str]
-    report_unions: dict[str, list[str]] = field(default_factory=dict)
-    optional_splits: list[str] = field(default_factory=list)
-    text: list[str]
-    label: str
-    labels: list[str]
-    group: str | None = None
-    score_group: str | None = None
-    metrics: list[str]
-    main_metric: str
-    max_length: int
-    backbone_for: dict[str, str]
-    official_rows: dict[str, int]
-    known_subsets: dict[str, str] = field(default_factory=dict)
-    span: Span = field(default_factory=Span)
-    prompt: str | None = None
-    answer: str = "{answer}"
-    answer_words: dict[str, str] = field(default_factory=dict)
-    answer_by: str = "generation"
-    label_smoothing: float = 0.0
-    loss_on_prompt: bool = False
-    cut: str | None = None
-    max_answer: int | None = None
-    generation: Generation = field(default_factory=Generation)
+class Task(TaskFields):
+    """A benchmark task: what its YAML says (`TaskFields`), and how that becomes rows and scores."""
 
     def __post_init__(self) -> None:
         declared.check(self)
-
-    def score_names(self, variant: str = "") -> list[str]:
-        """All score names, main metric first: `acc`, or `acc_matched`, `acc_mismatched`.
-
-        Args:
-            variant: "gen" or "lik" where a generative backbone classifies: `acc_gen_matched`.
-        """
-        pairs = [(name, suffix) for suffix in self._suffixes() for name in self.metrics]
-        pairs.sort(key=lambda pair: _score_name(*pair) != self.main_metric)
-        return [_score_name(name, suffix, variant) for name, suffix in pairs]
-
-    def certain_scores(self) -> list[str]:
-        """Score names that do not hang on an optional split."""
-        certain = {name for name, split in self.report_splits.items() if split not in self.optional_splits}
-        certain |= {union for union, parts in self.report_unions.items() if certain.issuperset(parts)}
-        suffixes = [suffix for suffix in self._suffixes() if suffix in certain]
-        return [_score_name(name, suffix) for suffix in suffixes for name in self.metrics]
 
     def wanted_splits(self, split: str) -> tuple[list[str], list[str]]:
         """(required, optional) splits of the source for `split` = "validation", "holdout" or "dev_test".
@@ -250,7 +168,7 @@ class Task:
                     wanted = [
                         (row[str(self.score_group)], label) for row, label in zip(rows, gold, strict=True)
                     ]
-                scores[_score_name(name, suffix, variant)] = metrics.score(name, predicted, wanted)
+                scores[score_name(name, suffix, variant)] = metrics.score(name, predicted, wanted)
         return scores
 
     def unparsed(self, predictions: Mapping[str, Sequence[Any]], variant: str = "") -> dict[str, int]:
@@ -259,7 +177,7 @@ class Task:
         for suffix, values in predictions.items():
             answers = [part for value in values for part in (value if isinstance(value, tuple) else [value])]
             for name in self.metrics:
-                counts[_score_name(name, suffix, variant)] = metrics.unparsed(name, answers)
+                counts[score_name(name, suffix, variant)] = metrics.unparsed(name, answers)
         return counts
 
     def next_prompt(self, row: Row, answers: Sequence[str]) -> str | None:
@@ -304,9 +222,6 @@ class Task:
         """The table with the columns of this kind only, in their types. UserError: names `where` and the row."""
         return columns.checked(self, table, where)
 
-    def _suffixes(self) -> list[str]:
-        return [*self.report_splits, *self.report_unions]
-
     def _used_tables(self, found: Found, split: str) -> dict[str, pa.Table]:
         required, optional = self.wanted_splits(split)
         return self.tables(found, [*required, *(name for name in optional if name in found.files)])
@@ -320,7 +235,3 @@ def take(rows: Sequence[T], limit: int | None) -> list[T]:
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[i] for i in draw.sample(len(rows), limit, draw.TAKE)]
-
-
-def _score_name(metric: str, suffix: str, variant: str = "") -> str:
-    return "_".join(part for part in (metric, variant, suffix) if part)

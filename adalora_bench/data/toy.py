@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench.data.prompts import CHOICES, REFERENCES
+from adalora_bench.data.fields import CHOICES, REFERENCES
 from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adalora_bench.data.converted import Recounted
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import Row
 
 # The categories of the training set.
 # fmt: off

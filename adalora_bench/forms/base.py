@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from adalora_bench import metrics
-from adalora_bench.data.tasks import Row, Task
+from adalora_bench.data.fields import Row
+from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged
 from adalora_bench.forms import shortened
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adalora_bench.data.prompts import CHOICES
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import CHOICES, Row
 from adalora_bench.forms.base import Example, Form, MicroBatch, encoded_pairs, model_inputs
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor, StoppingCriteria
 
-from adalora_bench.data.prompts import Generation
+from adalora_bench.data.fields import Generation
 from adalora_bench.forms.base import finite, model_inputs
 from adalora_bench.models.heads import TextModel
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import Row
 from adalora_bench.forms.base import Example, Form, MicroBatch, encoded_pairs, model_inputs
 
 

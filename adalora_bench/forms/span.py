@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adalora_bench.data.tasks import Row, Task
+from adalora_bench.data.fields import Row
+from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
 from adalora_bench.forms.base import Example, Form, MicroBatch, model_inputs
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from adalora_bench.data import prompts
-from adalora_bench.data.tasks import Row, Task
+from adalora_bench.data.fields import Row
+from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
 from adalora_bench.forms import shortened
 from adalora_bench.forms.base import Example, Form, MicroBatch, finite, model_inputs, padded

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from adalora_bench.data.collate import evaluation_batches
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import Row
 from adalora_bench.errors import Diverged
 from adalora_bench.forms.base import Example, Form
 from adalora_bench.train.loop import autocast

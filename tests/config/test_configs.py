@@ -15,7 +15,8 @@ import yaml
 from adalora_bench import prepare
 from adalora_bench.compose import compose_cells, conf_dir, options
 from adalora_bench.config import Cell, ScaleConfig, TrainConfig, build, scale_config, train_config
-from adalora_bench.data.tasks import TEXT_SETTINGS, Task
+from adalora_bench.data.fields import TEXT_SETTINGS
+from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Method
 from adalora_bench.models.backbone import Backbone

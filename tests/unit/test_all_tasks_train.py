@@ -18,8 +18,8 @@ from adalora_bench import forms, prepare
 from adalora_bench.compose import compose_cells
 from adalora_bench.config import build
 from adalora_bench.data import prompts
+from adalora_bench.data.fields import Generation
 from adalora_bench.data.mt_bench import TALK
-from adalora_bench.data.prompts import Generation
 from adalora_bench.data.sources import Found, Places
 from adalora_bench.errors import UserError
 from adalora_bench.forms import text as text_form

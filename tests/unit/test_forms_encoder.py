@@ -11,7 +11,7 @@ from torch import Tensor, tensor
 from toy_forms import backbone_of, form_of, gradients, loaded, rows_of, task_of, word_tokenizer
 
 from adalora_bench import forms
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import Row
 from adalora_bench.errors import Diverged, UserError
 from adalora_bench.forms.base import Form, MicroBatch
 from adalora_bench.forms.choice import Choice

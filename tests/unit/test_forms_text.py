@@ -10,7 +10,7 @@ import torch
 from torch import nn, tensor
 from toy_forms import form_of, gradients, loaded, rows_of, task_of, word_tokenizer
 
-from adalora_bench.data.tasks import Row
+from adalora_bench.data.fields import Row
 from adalora_bench.errors import UserError
 from adalora_bench.forms import text
 from adalora_bench.forms.base import Form, MicroBatch

@@ -11,7 +11,7 @@ import torch
 from toy_forms import NOWHERE, backbone_of
 from transformers import GenerationConfig
 
-from adalora_bench.data.prompts import Generation
+from adalora_bench.data.fields import Generation
 from adalora_bench.forms.base import model_inputs
 from adalora_bench.forms.generate import NoRepeatInAnswer, StopAt, answer_ids, as_text
 from adalora_bench.models.heads import TextModel, byte_tokenizer

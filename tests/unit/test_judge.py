@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import KEY, Server, reply, server
-
-from adalora_bench.errors import AssetError, UserError
-from adalora_bench.judge import (
+from adalora_bench.judge.judge.judge import (
     GRADES,
     OWN_PROMPTS,
-    Conversation,
     Judge,
     grade_of,
     judge_answers,
     signature,
     stored_verdict,
 )
+from judge_server import KEY, Server, reply, server
+
+from adalora_bench.data.mt_bench import Conversation
+from adalora_bench.errors import AssetError, UserError
 
 __all__ = ["server"]  # a fixture
 

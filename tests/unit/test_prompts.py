@@ -11,9 +11,10 @@ import pytest
 from toy_forms import NOWHERE, task_of
 
 from adalora_bench.data import columns, prompts
+from adalora_bench.data.fields import Row
 from adalora_bench.data.parquet import fingerprint
 from adalora_bench.data.sources import Found
-from adalora_bench.data.tasks import Row, Task
+from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
 
 # --- rows as text

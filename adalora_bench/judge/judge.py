@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.chat import Endpoint, ask
+from adalora_bench.data.mt_bench import Conversation
 from adalora_bench.errors import AssetError, UserError
+from adalora_bench.judge.judge.chat import Endpoint, ask
 from adalora_bench.metrics import GRADE, NOT_JUDGED
 from adalora_bench.store.files import append_jsonl, read_jsonl
 
@@ -63,17 +64,6 @@ class Judge(Endpoint):
     """
 
     folder: str | None = None
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One question of two turns with the answers to both; references: () or one for each turn."""
-
-    id: int
-    category: str
-    questions: tuple[str, str]
-    answers: tuple[str, str]
-    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
