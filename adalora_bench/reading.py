@@ -225,7 +225,7 @@ def judge_command(arguments: argparse.Namespace) -> int:
     """Grades for stored answers, by a judge that the settings name; then the tables anew."""
     import logging
 
-    from adalora_bench.judge.judge.command import SETTINGS, grade_records
+    from adalora_bench.judge.command import SETTINGS, grade_records
     from adalora_bench.store.records import LeaseHeld
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)

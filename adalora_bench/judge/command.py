@@ -16,7 +16,7 @@ from adalora_bench.data.mt_bench import TALK, Conversation, MtBench, conversatio
 from adalora_bench.data.sources import ensure
 from adalora_bench.errors import UserError
 from adalora_bench.export.recorded import cell_of, locate
-from adalora_bench.judge.judge.judge import Judge, Verdict, judge_answers, signature
+from adalora_bench.judge.judge import Judge, Verdict, judge_answers, signature
 from adalora_bench.metrics import GRADE
 from adalora_bench.store.records import PREDICTIONS, RecordStore, read_predictions
 from adalora_bench.store.schema import FINISHED

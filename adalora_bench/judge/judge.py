@@ -19,7 +19,7 @@ from typing import Any
 
 from adalora_bench.data.mt_bench import Conversation
 from adalora_bench.errors import AssetError, UserError
-from adalora_bench.judge.judge.chat import Endpoint, ask
+from adalora_bench.judge.chat import Endpoint, ask
 from adalora_bench.metrics import GRADE, NOT_JUDGED
 from adalora_bench.store.files import append_jsonl, read_jsonl
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from adalora_bench.judge.judge.judge import Judge, stored_verdict
 from tiny_data import found, task_of
 
 from adalora_bench.data import prompts
 from adalora_bench.data.mt_bench import conversations
 from adalora_bench.data.sources import DATASET, Found, Places, find
 from adalora_bench.data.tasks import TaskRows
+from adalora_bench.judge.judge import Judge, stored_verdict
 
 pytestmark = pytest.mark.data
 

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adalora_bench.judge.judge.judge import (
+from judge_server import KEY, Server, reply, server
+
+from adalora_bench.data.mt_bench import Conversation
+from adalora_bench.errors import AssetError, UserError
+from adalora_bench.judge.judge import (
     GRADES,
     OWN_PROMPTS,
     Judge,
@@ -18,10 +22,6 @@ from adalora_bench.judge.judge.judge import (
     signature,
     stored_verdict,
 )
-from judge_server import KEY, Server, reply, server
-
-from adalora_bench.data.mt_bench import Conversation
-from adalora_bench.errors import AssetError, UserError
 
 __all__ = ["server"]  # a fixture
 
