@@ -13,13 +13,14 @@ from adalora_bench.errors import UserError
 from adalora_bench.key import STEERING
 from adalora_bench.lowrank.budget import stored, trainable
 from adalora_bench.lowrank.ending import cosine, cosines, final_gates
+from adalora_bench.methods.run import adapter_parameters
 from adalora_bench.store.records import FINISHED, SCHEMA, environment, git_state
 from adalora_bench.train.device import products_by
 
 if TYPE_CHECKING:
     from adalora_bench.data.sources import Found
+    from adalora_bench.methods.run import Run
     from adalora_bench.run import Training
-    from adalora_bench.train.state import Run
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +99,6 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "total_steps": run.total_steps,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def adapter_parameters(run: Run) -> int:
-    """Trainable numbers without the head."""
-    return trainable(run.trainable_parameters()) - trainable(run.head)
 
 
 def _compared(training: Training) -> tuple[dict[str, float], list[str]]:

@@ -26,9 +26,9 @@ from adalora_bench.compose import method_settings
 from adalora_bench.config import build
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.methods.base import ROLES, Facts, Method
+from adalora_bench.methods.run import Group, OptimizerSettings, Run, as_optimizer_group
 from adalora_bench.schedule import Phase, phase_steps
 from adalora_bench.train.loop import begin
-from adalora_bench.train.state import Group, OptimizerSettings, Run, as_optimizer_group
 
 Loss = Callable[[], Tensor]
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]

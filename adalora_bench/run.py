@@ -17,8 +17,9 @@ from adalora_bench.config import build, scale_config, train_config
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged, PromiseBroken
 from adalora_bench.methods.base import Method
+from adalora_bench.methods.run import OptimizerSettings, Run, adapter_parameters
 from adalora_bench.models.backbone import Backbone, Loaded
-from adalora_bench.outcome import adapter_parameters, describe
+from adalora_bench.outcome import describe
 from adalora_bench.seeds import derive, generator
 from adalora_bench.store.files import write_tensors
 from adalora_bench.store.records import (
@@ -36,7 +37,6 @@ from adalora_bench.train.device import check_precision, choose_device, fast_prod
 from adalora_bench.train.evaluate import Scoring, is_collapsed
 from adalora_bench.train.helpers import team_of
 from adalora_bench.train.meter import Meter
-from adalora_bench.train.state import OptimizerSettings, Run
 from adalora_bench.train.team import ALONE, Team
 from adalora_bench.units import Unit
 
@@ -153,7 +153,7 @@ class Training:
             ),
             generator=generator(seed, "method"),
             head=loaded.head,
-            team=self.team,
+            reduce=self.team.mean,
         )
         self.scoring = Scoring(
             form=self.form,
@@ -215,8 +215,9 @@ class Training:
         )
         status, reason = "ok", None
         try:
-            loop.train(self.method, self.run, self.data, self.unit.seed, self.loop_settings, self.meter, call)
-            self.run.team = ALONE  # the others hold the same numbers and have done their part
+            seed, settings = self.unit.seed, self.loop_settings
+            loop.train(self.method, self.run, self.data, seed, settings, self.meter, call, self.team)
+            self.run.reduce = ALONE.mean  # the others hold the same numbers and have done their part
             loop.finish(self.method, self.run, call)
             if is_collapsed(self.scoring.predicted, self.scoring.labels):
                 status, reason = "collapsed", "one and the same answer to every report row"

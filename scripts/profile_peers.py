@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adalora_bench.methods.base import Method
-from adalora_bench.train.state import Run
+from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,9 @@ from adalora_bench.lowrank.ablation import first_order_losses, plain_losses, rep
 from adalora_bench.lowrank.allocate import prune_lowest  # noqa: E402
 from adalora_bench.lowrank.scores import ablation_order  # noqa: E402
 from adalora_bench.methods.alora import SCREEN, Alora  # noqa: E402
+from adalora_bench.methods.run import OptimizerSettings, Run  # noqa: E402
 from adalora_bench.models.backbone import Backbone  # noqa: E402
 from adalora_bench.train.loop import begin  # noqa: E402
-from adalora_bench.train.state import OptimizerSettings, Run  # noqa: E402
 
 SHAPE = {
     "layers": 6,

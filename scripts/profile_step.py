@@ -42,9 +42,9 @@ from adalora_bench.compose import compose_cells  # noqa: E402
 from adalora_bench.config import build  # noqa: E402
 from adalora_bench.data.sources import Found  # noqa: E402
 from adalora_bench.methods.base import Method  # noqa: E402
+from adalora_bench.methods.run import OptimizerSettings, Run  # noqa: E402
 from adalora_bench.train import loop  # noqa: E402
 from adalora_bench.train.meter import Meter, count_flops  # noqa: E402
-from adalora_bench.train.state import OptimizerSettings, Run  # noqa: E402
 
 MARGIN = 1.05  # a miss counts beyond 5 %
 

@@ -20,11 +20,11 @@ from adalora_bench.errors import UserError
 from adalora_bench.forms.base import Example, Form
 from adalora_bench.lowrank.plain import Pair, plain_lora
 from adalora_bench.methods.base import Method
+from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.seeds import derive, generator
 from adalora_bench.train import checkpoint
 from adalora_bench.train.evaluate import Predictions, predict
-from adalora_bench.train.state import OptimizerSettings, Run
 
 CPU = torch.device("cpu")
 TEXTS = 2

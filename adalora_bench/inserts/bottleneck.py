@@ -11,8 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from adalora_bench.train.state import Run
-
 
 class Bottleneck(nn.Module):
     """D (bottleneck, width), U (width, bottleneck), both with a bias that starts at 0.
@@ -118,7 +116,7 @@ def blocks_of(modules: Mapping[str, str]) -> dict[str, int]:
     return of
 
 
-def replace_module(run: Run, name: str, new: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` where the model has the layer `name`."""
     parent, _, child = name.rpartition(".")
-    setattr(run.model.get_submodule(parent), child, new)
+    setattr(model.get_submodule(parent), child, new)

@@ -9,13 +9,11 @@ All backbone states are detached, and nothing in front of them trains, so autogr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from adalora_bench.train.state import Run
 
 
 class Rung(nn.Module):
@@ -107,17 +105,17 @@ class Ladder(nn.Module):
         return output
 
 
-def blocks_with_names(run: Run) -> list[tuple[str, nn.Module]]:
+def blocks_with_names(model: nn.Module, modules: Mapping[str, str]) -> list[tuple[str, nn.Module]]:
     """The transformer blocks: the longest common path of a block's layers. Of an encoder-decoder the decoder's."""
     from adalora_bench.inserts.bottleneck import blocks_of
 
     paths: dict[int, list[str]] = {}
-    for name, block in blocks_of(run.modules).items():
+    for name, block in blocks_of(modules).items():
         parts = name.split(".")
         known = paths.setdefault(block, parts)
         same = [a == b for a, b in zip(known, parts, strict=False)] + [False]
         paths[block] = parts[: same.index(False)] if known is not parts else parts
     names = [".".join(parts) for parts in paths.values()]
-    if run.model.body.config.is_encoder_decoder:  # type: ignore[union-attr]
+    if model.body.config.is_encoder_decoder:  # type: ignore[union-attr]
         names = [name for name in names if ".decoder." in name]
-    return [(name, run.model.get_submodule(name)) for name in names]
+    return [(name, model.get_submodule(name)) for name in names]

@@ -9,7 +9,7 @@ DeBERTa-v2 computes its attention itself: a wrapper adds the columns of the pref
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from transformers.masking_utils import sdpa_mask
 from adalora_bench.errors import UserError
 from adalora_bench.inserts.bottleneck import replace_module, width_of
 from adalora_bench.models.fused import SplitProjection
-from adalora_bench.train.state import Run
 
 IMPLEMENTATION = "adalora_bench_prefix"
 """The name under which transformers knows our attention function."""
@@ -68,59 +67,59 @@ class Site:
     width: int
 
 
-def sites(run: Run) -> list[Site]:
-    """Every attention of the run's model, in its order.
+def sites(model: nn.Module, modules: Mapping[str, str]) -> list[Site]:
+    """Every attention of the model, in its order.
 
     Raises:
         UserError: the architecture is none of those that this module knows.
     """
-    architecture = getattr(getattr(getattr(run.model, "body", None), "config", None), "model_type", None)
+    architecture = getattr(getattr(getattr(model, "body", None), "config", None), "model_type", None)
     if architecture not in (*INTERFACE, OWN_ATTENTION):
         raise UserError(
             f"prefixes and prompts work on {', '.join((*INTERFACE, OWN_ATTENTION))}, not on {architecture}."
         )
     found = []
-    keys = [name for name, role in run.modules.items() if role == "k"]
-    values = [name for name, role in run.modules.items() if role == "v"]
+    keys = [name for name, role in modules.items() if role == "k"]
+    values = [name for name, role in modules.items() if role == "v"]
     for k, v in zip(keys, values, strict=True):
         owner = k.rpartition(".")[0]
-        if isinstance(run.model.get_submodule(owner), SplitProjection):  # GPT-2
+        if isinstance(model.get_submodule(owner), SplitProjection):  # GPT-2
             owner = owner.rpartition(".")[0]
-        attention, key = run.model.get_submodule(owner), run.model.get_submodule(k)
+        attention, key = model.get_submodule(owner), model.get_submodule(k)
         width = getattr(attention, "attention_head_size", None) or attention.head_dim
         assert isinstance(width, int)
         heads = width_of(key, out=True) // width
-        found.append(Site(owner, key, run.model.get_submodule(v), heads, width))
+        found.append(Site(owner, key, model.get_submodule(v), heads, width))
     return found
 
 
-def attach_prefix(run: Run, site: Site, prefix: nn.Module) -> None:
+def attach_prefix(model: nn.Module, site: Site, prefix: nn.Module) -> None:
     """Let an attention see a prefix: a module whose call gives what `Prefix` gives, with a switch `enabled`."""
-    attention = run.model.get_submodule(site.name)
+    attention = model.get_submodule(site.name)
     if hasattr(attention, "disentangled_attention_bias"):
-        replace_module(run, site.name, PrefixedDisentangled(attention, prefix))
+        replace_module(model, site.name, PrefixedDisentangled(attention, prefix))
         return
     AttentionInterface.register(IMPLEMENTATION, attend)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     attention.prefix = prefix
-    for module in run.model.modules():
+    for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and config._attn_implementation != IMPLEMENTATION:
             config._attn_implementation = IMPLEMENTATION
 
 
-def remove_prefix(run: Run, site: Site) -> None:
+def remove_prefix(model: nn.Module, site: Site) -> None:
     """The attention as it was."""
-    attention = run.model.get_submodule(site.name)
+    attention = model.get_submodule(site.name)
     if isinstance(attention, PrefixedDisentangled):
-        replace_module(run, site.name, attention.base)
+        replace_module(model, site.name, attention.base)
     else:
         del attention.prefix
 
 
-def prefixes(run: Run) -> Iterator[Prefix]:
+def prefixes(model: nn.Module) -> Iterator[Prefix]:
     """Every `Prefix` of the model."""
-    return (module for module in run.model.modules() if isinstance(module, Prefix))
+    return (module for module in model.modules() if isinstance(module, Prefix))
 
 
 def attend(

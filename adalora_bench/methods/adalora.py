@@ -24,7 +24,7 @@ from adalora_bench.schedule import Phase
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 EPSILON = 1e-5  # of the scale alpha / (r + EPSILON), as in the authors' code
 

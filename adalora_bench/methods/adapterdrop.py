@@ -15,7 +15,7 @@ from adalora_bench.methods.houlsby import Houlsby
 
 if TYPE_CHECKING:
     from adalora_bench.inserts.bottleneck import AfterLinear
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 MODES = ("specialised", "robust")
 
@@ -49,7 +49,7 @@ class AdapterDrop(Houlsby):
 
             for name, layer, block in _wrapped(run):
                 if block < self.drop_blocks:
-                    replace_module(run, name, layer.base)
+                    replace_module(run.model, name, layer.base)
 
     def before_forward(self, run: Run) -> None:
         import torch

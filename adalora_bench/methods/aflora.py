@@ -19,7 +19,7 @@ from adalora_bench.schedule import Phase
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 SCORES = ("grad", "weight_times_grad", "grad_over_weight")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 Rows = list[list[float]]  # of each adapted matrix, a number per active rank
 SCREEN = 2  # `screened` scores this many times n_A ranks exactly

@@ -16,7 +16,7 @@ from adalora_bench.methods.base import require_below_one, require_not_negative, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

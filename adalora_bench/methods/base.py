@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adalora_bench.lowrank.adapter import Factors, LowRankLinear
-    from adalora_bench.train.state import Group, Run
+    from adalora_bench.methods.run import Group, Run
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -100,7 +100,7 @@ class Method:
 
     def param_groups(self, run: Run) -> list[Group]:
         """All trainable parameters: the head in one group, the rest in another."""
-        from adalora_bench.train.state import Group
+        from adalora_bench.methods.run import Group
 
         head = {id(p) for p in run.head}
         rest = [p for p in run.trainable_parameters() if id(p) not in head]

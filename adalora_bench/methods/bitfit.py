@@ -14,7 +14,7 @@ from adalora_bench.methods.base import Method
 if TYPE_CHECKING:
     from torch import nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from adalora_bench.lowrank.adapter import Factors, LowRankLinear
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from adalora_bench.models.four_bit import TOO_COARSE
 if TYPE_CHECKING:
     from torch import nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

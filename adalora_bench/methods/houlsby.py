@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from adalora_bench.inserts.bottleneck import Bottleneck
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 ENDS = ("o", "down")  # last linear layers of attention and of the feed-forward network
 UP_INITS = ("zero", "normal")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 EPSILON = 1e-5  # of the scale alpha / (r + EPSILON), as in the authors' code
 

@@ -14,7 +14,7 @@ from adalora_bench.errors import PromiseBroken, UserError, unknown
 from adalora_bench.methods.increlora import IncreLora
 
 if TYPE_CHECKING:
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

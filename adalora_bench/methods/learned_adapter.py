@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from adalora_bench.inserts.bottleneck import AfterLinear
     from adalora_bench.inserts.searched_bottleneck import SearchedBottleneck
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 CHOSEN = "activations"
 """In `run.scratch` once the search is over: the activation of every kept adapter."""
@@ -104,7 +104,7 @@ class LearnedAdapter(Searched):
         self.before_forward(run)
         for name, layer in _candidates(run):
             if not layer.enabled:
-                replace_module(run, name, layer.base)
+                replace_module(run.model, name, layer.base)
                 continue
             old = _of(layer)
             plain = Bottleneck(activation=old.activation, scale=1.0, down=old.down, up=old.up)

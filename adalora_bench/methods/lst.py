@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adalora_bench.inserts.ladder import Ladder
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Lst(Method):
                 f"method.reduction={self.reduction} leaves no ladder: the backbone has width {d}."
             )
         like = next(p for p in run.model.parameters() if p.is_floating_point())
-        found = [block for _, block in blocks_with_names(run)]
+        found = [block for _, block in blocks_with_names(run.model, run.modules)]
 
         def drawn(rows: int, columns: int) -> Tensor:
             return run.uniform(rows, columns, bound=1 / math.sqrt(columns), like=like)

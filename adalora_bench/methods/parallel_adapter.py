@@ -14,7 +14,7 @@ from adalora_bench.methods.houlsby import Houlsby
 if TYPE_CHECKING:
     from torch import nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class ParallelAdapter(Houlsby):
             layer = run.model.get_submodule(name)
             if role == "up":
                 first = RemembersInput(layer)
-                replace_module(run, name, first)
+                replace_module(run.model, name, first)
             elif role == "down":
                 assert first is not None, "a backbone declares `up` before `down`"
                 adapter = self.make(layer, width_of(layer, out=True), run)
-                replace_module(run, name, Parallel(layer, adapter, first))
+                replace_module(run.model, name, Parallel(layer, adapter, first))
 
     def adapt(self, base: nn.Module, role: str, run: Run) -> nn.Module:
         """Left as it is: `attach` wraps pairs of layers."""

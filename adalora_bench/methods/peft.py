@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 ADAPTER = "default"  # peft's own name for the only adapter of a model
 # Names that are an option of another type.

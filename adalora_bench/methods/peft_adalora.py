@@ -18,7 +18,7 @@ from adalora_bench.schedule import Phase
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 MEANS = ("exp_avg_ipt", "exp_avg_unc")  # of peft's allocator: smoothed sensitivity and uncertainty
 SCHEDULE = ("tinit", "tfinal", "deltaT", "total_step", "rank_pattern")  # arguments that are settings of ours

@@ -20,7 +20,7 @@ from adalora_bench.methods.base import (
 )
 
 if TYPE_CHECKING:
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 ATTENTION = ["k", "v"]
 
@@ -50,14 +50,14 @@ class PTuningV2(Method):
         from adalora_bench.inserts.bottleneck import example_of
         from adalora_bench.inserts.prefix import Prefix, attach_prefix, sites
 
-        found = sites(run)
+        found = sites(run.model, run.modules)
         super().attach(run)
         for site in found:
             like = example_of(site.key)
             shape = (site.heads, self.tokens, site.width)
             keys = run.normal(*shape, std=self.init_std, like=like)
             values = run.normal(*shape, std=self.init_std, like=like)
-            attach_prefix(run, site, Prefix(keys, values, dropout=self.dropout))
+            attach_prefix(run.model, site, Prefix(keys, values, dropout=self.dropout))
 
     def setup(self, run: Run) -> None:
         run.scratch["start"] = _sums(run)
@@ -88,4 +88,4 @@ def _sums(run: Run) -> list[float]:
     from adalora_bench.inserts.prefix import prefixes
 
     # values, for keys of a prefix of one token and nothing beside it get no gradient
-    return [float(prefix.values.detach().double().square().sum()) for prefix in prefixes(run)]
+    return [float(prefix.values.detach().double().square().sum()) for prefix in prefixes(run.model)]

@@ -26,7 +26,7 @@ from adalora_bench.methods.base import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.train.state import Group, Run
+    from adalora_bench.methods.run import Group, Run
 
 MARGIN = 1e-6  # draws stay this far from 0 and 1, where logit is infinite
 HALF = 0.5  # a gate below is more closed than open
@@ -97,7 +97,7 @@ class SaLora(Method):
 
     def param_groups(self, run: Run) -> list[Group]:
         """The gates in a group of their own, without weight decay."""
-        from adalora_bench.train.state import Group
+        from adalora_bench.methods.run import Group
 
         adapter, head = super().param_groups(run)
         gates = [block.gate for block in run.rank_blocks()]

@@ -20,7 +20,7 @@ from adalora_bench.store.schema import OURS
 if TYPE_CHECKING:
     from torch import nn
 
-    from adalora_bench.train.state import Group, Run
+    from adalora_bench.methods.run import Group, Run
 
 KEPT = "kept"
 """In `run.scratch` once the search is over: indices of the candidates that stayed."""
@@ -80,7 +80,7 @@ class Searched(Method):
 
     def param_groups(self, run: Run) -> list[Group]:
         """The choices in a group of their own, without weight decay."""
-        from adalora_bench.train.state import Group
+        from adalora_bench.methods.run import Group
 
         adapter, head = super().param_groups(run)
         choices = self.choices(run)

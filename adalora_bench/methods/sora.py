@@ -24,7 +24,7 @@ from adalora_bench.methods.base import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.train.state import Group, Run
+    from adalora_bench.methods.run import Group, Run
 
 GATES = "gate"  # name of the gates' optimizer group
 TRACED = 200  # so often, and at the end of each stage, a training counts the gates that are not 0
@@ -122,7 +122,7 @@ class Sora(Method):
 
     def param_groups(self, run: Run) -> list[Group]:
         """The gates in a group of their own, without weight decay."""
-        from adalora_bench.train.state import Group
+        from adalora_bench.methods.run import Group
 
         adapter, head = super().param_groups(run)
         gates = _gates(run)

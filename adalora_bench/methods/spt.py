@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from adalora_bench.inserts.prefix import Site
     from adalora_bench.inserts.prompt import Prompt
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Spt(Searched):
         from adalora_bench.inserts.prefix import attach_prefix, sites
         from adalora_bench.inserts.prompt import Prompt
 
-        found = sites(run)
+        found = sites(run.model, run.modules)
         super().attach(run)
         for site in found:
             like = example_of(site.key)
@@ -67,7 +67,7 @@ class Spt(Searched):
                 up=run.normal(d, m, std=self.init_std, like=like),
                 site=site,
             )
-            attach_prefix(run, site, prompt)
+            attach_prefix(run.model, site, prompt)
 
     def names(self, run: Run) -> list[str]:
         return [prompt.__dict__["site"].name for prompt in _prompts(run)]
@@ -102,7 +102,7 @@ class Spt(Searched):
         for prompt in _prompts(run):
             site: Site = prompt.__dict__["site"]
             if not prompt.enabled:
-                remove_prefix(run, site)
+                remove_prefix(run.model, site)
             else:
                 del prompt.position
 

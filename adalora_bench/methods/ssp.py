@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

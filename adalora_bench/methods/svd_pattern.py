@@ -22,7 +22,7 @@ from adalora_bench.methods.base import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 EPSILON = 1e-5  # of the scale alpha / (r + EPSILON), as in both authors' codes
 

@@ -16,7 +16,7 @@ from adalora_bench.methods.base import Method, require_at_least_one, require_bel
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

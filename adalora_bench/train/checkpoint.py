@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.budget import Budget, RankEvent
+from adalora_bench.methods.run import Group, Run
 from adalora_bench.store.files import atomic_write, write_tensors
-from adalora_bench.train.state import Group, Run
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from adalora_bench.train.state import Group
+    from adalora_bench.methods.run import Group
 
 
 def spared(model: nn.Module) -> set[int]:

@@ -14,8 +14,8 @@ from adalora_bench.data.collate import evaluation_batches
 from adalora_bench.data.fields import Row
 from adalora_bench.errors import Diverged
 from adalora_bench.forms.base import Example, Form
+from adalora_bench.methods.run import Run
 from adalora_bench.train.loop import autocast
-from adalora_bench.train.state import Run
 
 Predictions = list[Any]
 """One a row: a class, a number, a text, or the texts of several turns."""

@@ -137,6 +137,7 @@ def _train_along(errand: dict[str, Any], team: Team) -> None:
         training.loop_settings,
         training.meter,
         silent,
+        team,
     )
 
 

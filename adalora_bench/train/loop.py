@@ -31,9 +31,10 @@ from adalora_bench.data.collate import batch_positions, split_by_length
 from adalora_bench.errors import Diverged, Interrupted
 from adalora_bench.forms.base import Example, Form, MicroBatch
 from adalora_bench.methods.base import Method
+from adalora_bench.methods.run import Run
 from adalora_bench.train.decay import apart, spared
 from adalora_bench.train.meter import Meter, count_flops
-from adalora_bench.train.state import Run
+from adalora_bench.train.team import ALONE, Team
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,14 @@ def begin(method: Method, run: Run) -> None:
 
 
 def train(
-    method: Method, run: Run, data: Data, seed: int, settings: LoopSettings, meter: Meter, call: Callbacks
+    method: Method,
+    run: Run,
+    data: Data,
+    seed: int,
+    settings: LoopSettings,
+    meter: Meter,
+    call: Callbacks,
+    team: Team = ALONE,
 ) -> None:
     """Run from `run.step` (0, or where a checkpoint left it) to the end.
 
@@ -95,7 +103,7 @@ def train(
     run.model.train()
     while run.step < run.total_steps:
         with meter.phase("train"), count_flops(meter) if run.step == 0 else nullcontext():
-            row = training_step(method, run, data, seed, settings, meter)
+            row = training_step(method, run, data, seed, settings, meter, team)
         last = run.step == run.total_steps
         milestone = method.milestone(run)
         if milestone:
@@ -127,24 +135,24 @@ def finish(method: Method, run: Run, call: Callbacks) -> None:
 
 
 def training_step(
-    method: Method, run: Run, data: Data, seed: int, settings: LoopSettings, meter: Meter
+    method: Method, run: Run, data: Data, seed: int, settings: LoopSettings, meter: Meter, team: Team = ALONE
 ) -> dict[str, Any]:
     """One optimizer step with every hook in its place. Returns a row for the log."""
     assert run.optimizer is not None
     positions = batch_positions(len(data.train), settings.batch_size, seed, run.step)
-    pieces = split_by_length(data.train, positions, settings.micro_batches * run.team.size)
+    pieces = split_by_length(data.train, positions, settings.micro_batches * team.size)
     items = data.form.items(data.train, positions)
 
     run.optimizer.zero_grad(set_to_none=True)
     method.before_forward(run)
     losses = []
-    for piece in run.team.share(pieces):
+    for piece in team.share(pieces):
         micro = data.form.collate(data.train, piece)
         meter.count_tokens(micro.real_tokens, micro.processed_tokens)
         part = micro_loss(run, micro.to(data.device), data, items=items, precision=settings.precision)
         part.backward()
         losses.append(part.detach())
-    loss = run.team.add_up(run, losses)
+    loss = team.add_up(run, losses)
     if not math.isfinite(loss):
         raise Diverged(f"loss is {loss} at step {run.step}")
     penalty = method.penalty(run)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from adalora_bench.data.collate import batch_positions, split_by_length
 from adalora_bench.methods.base import Method
+from adalora_bench.methods.run import Run
 from adalora_bench.seeds import derive, generator
 from adalora_bench.train.loop import Data, LoopSettings, micro_loss
-from adalora_bench.train.state import Run
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from adalora_bench.train.state import Run
+    from adalora_bench.methods.run import Run
 
 Piece = TypeVar("Piece")
 

@@ -12,10 +12,10 @@ from report_records import diverged, record
 from tiny_runs import FIRST, Course, begin
 
 from adalora_bench.lowrank import scores
+from adalora_bench.methods.run import Run
 from adalora_bench.report.tables import build_tables
 from adalora_bench.store.records import RecordStore
 from adalora_bench.train import loop
-from adalora_bench.train.state import Run
 
 STEP, INTERVAL = 5, 3  # INTERVAL is train.log_every of tiny_runs
 BAD = {"NaN": float("nan"), "infinity": float("inf")}

@@ -12,9 +12,9 @@ from adalora_bench.compose import compose_cells
 from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.methods.base import Method
+from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.models.backbone import Backbone
 from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 TEXT = ("tiny_gpt2", "tiny_llama", "tiny_bart")
 ENCODERS = ("tiny_bert", "tiny_roberta", "tiny_deberta_v2")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.methods.base import Method
+from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 WHOLE = (slice(None),)  # the six rows at once
 PIECES = (slice(0, 2), slice(2, 6))  # two micro-batches

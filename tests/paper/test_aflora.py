@@ -20,8 +20,8 @@ from adalora_bench.lowrank.allocate import freeze_lowest, freezing_fraction
 from adalora_bench.lowrank.scores import freezing_score, freezing_signal, smooth, uncertainty
 from adalora_bench.methods.aflora import AfLora
 from adalora_bench.methods.base import Facts
+from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.train import checkpoint
-from adalora_bench.train.state import OptimizerSettings, Run
 
 METHOD = AfLora(
     version=1,

@@ -23,8 +23,8 @@ from adalora_bench.inserts.bottleneck import (
 )
 from adalora_bench.methods.adapterdrop import AdapterDrop
 from adalora_bench.methods.base import Facts, Method
+from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 FACTS = Facts(total_steps=20, steps_per_epoch=20, warmup=0, modules=4)
 

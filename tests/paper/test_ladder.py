@@ -15,7 +15,7 @@ from adalora_bench.config import build
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.inserts.ladder import Ladder, Rung, blocks_with_names
 from adalora_bench.methods.base import Facts
-from adalora_bench.train.state import Run
+from adalora_bench.methods.run import Run
 
 
 def made(**changes: Any) -> Any:
@@ -68,7 +68,9 @@ def test_blocks_are_found(name: str) -> None:
     stack = {"tiny_bart": "body.model.decoder.layers", "tiny_gpt2": "body.transformer.h"}
     stack |= {"tiny_llama": "body.model.layers", "tiny_bert": "body.encoder.layer"}
     stack |= {"tiny_roberta": "body.roberta.encoder.layer", "tiny_deberta_v2": "body.deberta.encoder.layer"}
-    assert [found for found, _ in blocks_with_names(run_on(name))] == [f"{stack[name]}.{i}" for i in range(2)]
+    run = run_on(name)
+    found = [block for block, _ in blocks_with_names(run.model, run.modules)]
+    assert found == [f"{stack[name]}.{i}" for i in range(2)]
 
 
 @pytest.mark.parametrize("name", ALL)

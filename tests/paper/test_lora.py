@@ -12,8 +12,8 @@ from torch import nn
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.lowrank.adapter import LowRankLinear
 from adalora_bench.methods.lora import Lora
+from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 
 def first_and_second(dtype: torch.dtype = torch.float64) -> Net:

@@ -22,13 +22,12 @@ from adalora_bench.lowrank.budget import trainable
 from adalora_bench.methods.aflora import AfLora
 from adalora_bench.methods.base import Method
 from adalora_bench.methods.increlora import IncreLora
+from adalora_bench.methods.run import OptimizerSettings, Run, adapter_parameters
 from adalora_bench.methods.searched import share_of
 from adalora_bench.methods.spt import Spt
 from adalora_bench.methods.ssp import Ssp, fitting
 from adalora_bench.models import heads
 from adalora_bench.models.backbone import Backbone, Loaded
-from adalora_bench.outcome import adapter_parameters
-from adalora_bench.train.state import OptimizerSettings, Run
 
 # config.json of microsoft/deberta-v3-base, FacebookAI/roberta-base and -large, openai-community/gpt2-medium and
 # meta-llama/Llama-2-7b-hf: what the shapes follow from.

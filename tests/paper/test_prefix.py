@@ -16,7 +16,7 @@ from adalora_bench.config import build
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.inserts.prefix import Prefix, PrefixedDisentangled, attend, extended, prefixes, sites
 from adalora_bench.methods.base import Facts
-from adalora_bench.train.state import Run
+from adalora_bench.methods.run import Run
 
 
 def made(name: str, **changes: Any) -> Any:
@@ -101,7 +101,7 @@ def test_decoders_agree_with_transformers_own_past_key_values(name: str) -> None
     ids = batch_of(name)["input_ids"]
     n, length = ids.shape
     cache = DynamicCache()
-    for layer, prefix in enumerate(prefixes(run)):
+    for layer, prefix in enumerate(prefixes(run.model)):
         cache.update(*(x.detach().expand(n, -1, -1, -1) for x in (prefix.keys, prefix.values)), layer)
     with torch.no_grad():
         expected = bare.model.body(  # type: ignore[operator, union-attr]
@@ -131,7 +131,7 @@ def test_generation_with_a_cache_says_what_it_says_without(name: str, method: st
 @pytest.mark.parametrize("name", ALL)
 def test_every_attention_has_a_prefix_and_every_prefix_a_gradient(name: str) -> None:
     run = run_on(name, made("ptuning_v2", tokens=3))
-    found = list(prefixes(run))
+    found = list(prefixes(run.model))
     count = {"tiny_bart": 6}.get(name, 2)  # encoder, decoder and cross attention, two blocks
     heads = 1 if name == "tiny_llama" else 2
     assert [prefix.keys.shape for prefix in found] == [(heads, 3, 16)] * count
@@ -155,7 +155,7 @@ def test_padding_does_not_change_the_others_and_a_prefix_that_is_off_changes_not
         alone = run.model(**short)
         torch.testing.assert_close(last[-len(alone) :], alone, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(last, bare.model(**inputs), rtol=0, atol=1e-6)
-        for prefix in prefixes(run):
+        for prefix in prefixes(run.model):
             prefix.enabled = False
         torch.testing.assert_close(run.model(**inputs), bare.model(**inputs), rtol=1e-5, atol=1e-6)
 
@@ -229,13 +229,16 @@ def test_a_second_backbone_keeps_its_own_attention() -> None:
 
 def test_start_is_a_normal_draw_of_the_given_width() -> None:
     numbers = torch.cat(
-        [p.keys.detach().flatten() for p in prefixes(run_on("tiny_bert", made("ptuning_v2", tokens=500)))]
+        [
+            p.keys.detach().flatten()
+            for p in prefixes(run_on("tiny_bert", made("ptuning_v2", tokens=500)).model)
+        ]
     )
     assert abs(float(numbers.std()) - 1) < 0.02
     numbers = torch.cat(
         [
             p.values.detach().flatten()
-            for p in prefixes(run_on("tiny_bert", made("ptuning_v2", tokens=500, init_std=0.02)))
+            for p in prefixes(run_on("tiny_bert", made("ptuning_v2", tokens=500, init_std=0.02)).model)
         ]
     )
     assert abs(float(numbers.std()) - 0.02) < 4e-4
@@ -254,7 +257,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
     model = nn.Linear(2, 2)
     run = Run(model, {"": "k"}, total_steps=1, steps_per_epoch=1, settings=None, generator=None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="bert, roberta, gpt2, llama, bart, deberta-v2, not on None"):
-        sites(run)
+        sites(run.model, run.modules)
 
 
 @pytest.mark.parametrize(

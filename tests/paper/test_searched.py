@@ -19,10 +19,10 @@ from adalora_bench.inserts.prefix import sites
 from adalora_bench.inserts.prompt import Prompt
 from adalora_bench.inserts.searched_bottleneck import SearchedBottleneck
 from adalora_bench.methods.base import Facts
+from adalora_bench.methods.run import Run
 from adalora_bench.methods.searched import share_of, top
 from adalora_bench.methods.ssp import fitting
 from adalora_bench.store.schema import OURS
-from adalora_bench.train.state import Run
 
 NAMES = ["learned_adapter", "spt", "ssp"]
 
@@ -201,7 +201,7 @@ def test_prompt_generator_by_hand() -> None:
     seeds: Tensor = prompt.seeds  # type: ignore[assignment]
     made_of = torch.tanh(seeds @ prompt.down.T + prompt.down_bias) @ prompt.up.T + prompt.up_bias
     keys, values, bias = prompt()
-    site = sites(run)[0]
+    site = sites(run.model, run.modules)[0]
     for found, layer in ((keys, site.key), (values, site.value)):
         assert found.shape == (2, 2, 16)
         torch.testing.assert_close(found.transpose(0, 1).flatten(1), made_of @ layer.weight.T + layer.bias)  # type: ignore[operator, union-attr]

@@ -16,10 +16,10 @@ from torch import nn
 
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.lowrank.budget import stored
+from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.methods.vera import Vera
 from adalora_bench.train import checkpoint
 from adalora_bench.train.loop import begin
-from adalora_bench.train.state import OptimizerSettings, Run
 
 METHOD = Vera(
     version=1,

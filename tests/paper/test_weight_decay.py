@@ -13,9 +13,9 @@ from torch import nn
 from adalora_bench.compose import compose_cells, method_settings
 from adalora_bench.config import build
 from adalora_bench.key import settings_of
+from adalora_bench.methods.run import Group, OptimizerSettings
 from adalora_bench.train.decay import apart, spared
 from adalora_bench.train.loop import begin
-from adalora_bench.train.state import Group, OptimizerSettings
 
 
 @pytest.mark.parametrize("name", ALL)

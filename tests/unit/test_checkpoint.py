@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from adalora_bench.errors import UserError
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
+from adalora_bench.methods.run import Group, OptimizerSettings, Run
 from adalora_bench.train import checkpoint
-from adalora_bench.train.state import Group, OptimizerSettings, Run
 
 
 class Net(nn.Module):

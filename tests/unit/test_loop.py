@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from adalora_bench.errors import Diverged, Interrupted
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.methods.base import Method
+from adalora_bench.methods.run import Group, OptimizerSettings, Run
 from adalora_bench.train import loop
 from adalora_bench.train.meter import Meter
-from adalora_bench.train.state import Group, OptimizerSettings, Run
 
 HOOKS = ("before_forward", "penalty", "after_backward", "after_step")
 LENGTHS = (3, 1, 2, 5, 4)

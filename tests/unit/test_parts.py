@@ -14,10 +14,10 @@ from adalora_bench import prepare
 from adalora_bench.compose import compose_cells
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Method
+from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.run import Training
 from adalora_bench.train import loop
 from adalora_bench.train.parts import architecture_batches, divide, loss_parts
-from adalora_bench.train.state import OptimizerSettings, Run
 from adalora_bench.units import Unit
 
 

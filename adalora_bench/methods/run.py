@@ -14,7 +14,6 @@ from adalora_bench.errors import Diverged
 from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.budget import Budget, RankEvent, total_rank, trainable
 from adalora_bench.schedule import Phase, lr_factor, phase_steps
-from adalora_bench.train.team import ALONE, Team
 
 
 @dataclass(kw_only=True)
@@ -60,7 +59,8 @@ class Run:
         settings: optimizer and schedule.
         generator: every random choice of the method comes from it.
         head: parameters of the task's head (trained by every method, counted apart).
-        team: the processes that train this cell together.
+        reduce: the mean of a score over the processes that train this cell together, so that all take the same
+            decision; without it there is one process.
 
     Attributes:
         validation: the batches that `Method.validation_batches` asked for, each as a list of parts: closures whose sum
@@ -78,7 +78,7 @@ class Run:
         settings: OptimizerSettings,
         generator: torch.Generator,
         head: Sequence[nn.Parameter] = (),
-        team: Team = ALONE,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model = model
         self._base = {id(p): p for p in model.parameters()}
@@ -86,7 +86,7 @@ class Run:
         self.settings = settings
         self.generator = generator
         self.head = list(head)
-        self.team = team
+        self.reduce = reduce or _as_it_is
         self.validation: list[list[Callable[[], Tensor]]] = []
         self.arch_parts: Callable[[], list[Callable[[], Tensor]]] = _no_architecture_rows
         self.adapters: dict[str, LowRankLinear] = {}
@@ -126,10 +126,6 @@ class Run:
         return [block for layer in self.adapters.values() for block in layer.rank_blocks()]
 
     # -- what a method does ---------------------------------------------------------------------------------
-
-    def reduce(self, score: Tensor) -> Tensor:
-        """The mean of a score over the processes of the cell, so that all take the same decision."""
-        return self.team.mean(score)
 
     def steps(self, name: str, value: Phase) -> int:
         """A phase of the method (steps, share or epochs) in steps; `name` is for the error message."""
@@ -270,6 +266,10 @@ class Run:
             self._optimizer.add_param_group(as_optimizer_group(group))
 
 
+def _as_it_is(score: Tensor) -> Tensor:
+    return score
+
+
 def _no_architecture_rows() -> list[Callable[[], Tensor]]:
     raise ValueError("the method asks for architecture batches, but its architecture_share is 0")
 
@@ -284,3 +284,8 @@ def as_optimizer_group(group: Group) -> dict[str, Any]:
         "warmup": group.warmup,
         "name": group.name,
     }
+
+
+def adapter_parameters(run: Run) -> int:
+    """Trainable numbers without the head."""
+    return trainable(run.trainable_parameters()) - trainable(run.head)
