@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench.conf_files import CONF_VARIABLE
 from adalora_bench.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from adalora_bench.reading import (
     claims_command,
@@ -29,11 +28,12 @@ from adalora_bench.reading import (
     show_command,
     tables_command,
 )
+from adalora_bench.settings.conf_files import CONF_VARIABLE
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adalora_bench.config import Cell
+    from adalora_bench.settings.config import Cell
     from adalora_bench.units import Summary
 
 OVERRIDES_HELP = "settings as name=value: method=increlora task=rte method.target_rank=4 'seeds=[0,1]'"
@@ -162,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _groups() -> str:
     """The options of every config group, for --help."""
-    from adalora_bench.compose import options
-    from adalora_bench.config import GROUPS
+    from adalora_bench.settings.compose import options
+    from adalora_bench.settings.config import GROUPS
 
     lines = [
         textwrap.fill(
@@ -181,7 +181,9 @@ def _groups() -> str:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
-    from adalora_bench import launchers, plan, prepare
+    from adalora_bench import launchers
+    from adalora_bench.settings import prepare
+    from adalora_bench.settings.cells import checked
     from adalora_bench.store.records import RecordStore
     from adalora_bench.units import Unit, count, summary_lines, unit_folder
 
@@ -192,12 +194,12 @@ def run_command(arguments: argparse.Namespace) -> int:
     places = prepare.places_of(common)
     table = _is_table(arguments)
     present = prepare.look(cells, places)
-    cells, _, left_out = plan.checked(cells, present, table=table)
+    cells, _, left_out = checked(cells, present, table=table)
     _say(left_out, out)
     _say_scale(cells, arguments.overrides, out)
     found = prepare.assets(cells, places)
     if found.keys() - present.keys():  # what was not there before may have other row counts than official
-        cells, _, left_out = plan.checked(cells, found, table=table)
+        cells, _, left_out = checked(cells, found, table=table)
         _say(left_out, out)
     cells = prepare.keyed(cells, found)
 
@@ -231,8 +233,10 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Which units are done, missing, stale or failed, the phases of each method, hours and GiB by past records."""
-    from adalora_bench import plan, prepare
+    from adalora_bench import plan
     from adalora_bench.launch import worker_count
+    from adalora_bench.settings import prepare
+    from adalora_bench.settings.cells import checked
 
     out = console()
     cells = _cells(arguments, out)
@@ -241,7 +245,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
     here = [{cell.names["task"], cell.names["backbone"]} <= found.keys() for cell in cells]
     keyed = iter(prepare.keyed([cell for cell, there in zip(cells, here, strict=True) if there], found))
     cells = [next(keyed) if there else cell for cell, there in zip(cells, here, strict=True)]
-    cells, facts, left_out = plan.checked(cells, found, table=_is_table(arguments))
+    cells, facts, left_out = checked(cells, found, table=_is_table(arguments))
     _say(left_out, out)
     _say_scale(cells, arguments.overrides, out)
     records = light_records(Path(common["results_dir"])).records
@@ -253,11 +257,11 @@ def plan_command(arguments: argparse.Namespace) -> int:
 
 def _cells(arguments: argparse.Namespace, out: Console) -> list[Cell]:
     """The cells of a command; only a table=NAME needs the tables' module."""
-    from adalora_bench.compose import compose_cells
+    from adalora_bench.settings.compose import compose_cells
 
     if not _is_table(arguments):
         return compose_cells(arguments.overrides, multirun=arguments.multirun)
-    from adalora_bench.plan import cells_of
+    from adalora_bench.settings.cells import cells_of
 
     cells, left_out = cells_of(arguments.overrides, multirun=arguments.multirun)
     _say(left_out, out)
@@ -301,7 +305,7 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
 
 def _devices(cells: Sequence[Cell]) -> dict[str, Any]:
     """What workers share: the GPUs of this machine, and how many of them (or of the cores) one unit takes."""
-    from adalora_bench.compose import accelerators
+    from adalora_bench.settings.compose import accelerators
 
     gpus = [] if cells[0].config["device"] == "cpu" else accelerators()
     return {"gpus": gpus, "gpus_each": max(cell.config["processes"] for cell in cells)}
@@ -317,8 +321,8 @@ def _say_scale(cells: list[Cell], overrides: Sequence[str], out: Console) -> Non
 
 def fetch_command(arguments: argparse.Namespace) -> int:
     """Bring what the cells of a command read. A task or a backbone alone will do: the method does not matter."""
-    from adalora_bench import prepare
-    from adalora_bench.compose import compose_cells
+    from adalora_bench.settings import prepare
+    from adalora_bench.settings.compose import compose_cells
 
     out = console()
     named = {text.split("=", 1)[0] for text in arguments.overrides}

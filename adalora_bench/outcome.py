@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench import pattern, prepare
 from adalora_bench.errors import UserError
-from adalora_bench.key import STEERING
 from adalora_bench.lowrank.budget import stored, trainable
 from adalora_bench.lowrank.ending import cosine, cosines, final_gates
 from adalora_bench.methods.run import adapter_parameters
+from adalora_bench.settings import pattern, prepare
+from adalora_bench.settings.key import STEERING
 from adalora_bench.store.records import FINISHED, SCHEMA, environment, git_state
 from adalora_bench.train.device import products_by
 

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adalora_bench.compose import method_settings
-from adalora_bench.config import build
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.methods.base import ROLES, Facts, Method
 from adalora_bench.methods.run import Group, OptimizerSettings, Run, as_optimizer_group
 from adalora_bench.schedule import Phase, phase_steps
+from adalora_bench.settings.compose import method_settings
+from adalora_bench.settings.config import build
 from adalora_bench.train.loop import begin
 
 Loss = Callable[[], Tensor]

@@ -11,15 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
-from adalora_bench.conf_files import conf_dir, options
-from adalora_bench.config import Cell, build
-from adalora_bench.data.sources import Found
-from adalora_bench.errors import AssetError, UserError, unknown
+from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Facts, Method
-from adalora_bench.report.paper_files import Row, load_table
 from adalora_bench.report.statistics import median
+from adalora_bench.settings.cells import name_of
+from adalora_bench.settings.config import Cell, build
 from adalora_bench.store.schema import DONE, finished_at
 
 Record = Mapping[str, Any]
@@ -72,101 +68,6 @@ class PlannedCell:
     def left(self) -> int:
         """Units that a run would train."""
         return sum(self.units.values()) - self.units.get("done", 0)
-
-
-def cells_of(overrides: Sequence[str], *, multirun: bool) -> tuple[list[Cell], list[str]]:
-    """The cells of a command, where `table=NAME` stands for all rows and columns of a paper's table.
-
-    With a table, method= and task= choose among its rows and columns; at paper scale the backbone is the table's.
-
-    Returns:
-        the cells, and a sentence for each row that cannot be run.
-    """
-    given = dict(text.partition("=")[::2] for text in overrides)
-    if "table" not in given:
-        return compose_cells(overrides, multirun=multirun), []
-    rest = [text for text in overrides if text.partition("=")[0] not in ("table", "method", "task")]
-    typed = {text.partition("=")[0] for text in rest}
-    cells: list[Cell] = []
-    left_out: dict[str, None] = {}  # in order, each sentence once
-    for name in given["table"].split(","):
-        for row, task, chosen in _places(name, given):
-            if row.method not in options("method"):
-                left_out[f"{name}: {row.label} is left out: there is no method {row.method}."] = None
-                continue
-            chosen = [text for text in chosen if text.partition("=")[0] not in typed]
-            try:
-                found = compose_cells([*chosen, *rest], multirun=multirun)
-            except UserError as error:
-                left_out[f"{name}: {row.label} on {task} is left out: {error}"] = None
-                continue
-            cells += [cell for cell in found if cell not in cells]
-    if not cells:
-        raise UserError("no cell of this table can be run: " + " ".join(left_out))
-    return cells, list(left_out)
-
-
-def _places(name: str, given: Mapping[str, str]) -> Iterable[tuple[Row, str, list[str]]]:
-    """Every wanted (row, task) of a table with the overrides that stand for it."""
-    table = load_table(conf_dir() / "table", name)
-    wanted: dict[str, list[str]] = {}
-    for axis, known in (("method", [row.method for row in table.rows]), ("task", table.tasks)):
-        wanted[axis] = given[axis].split(",") if axis in given else list(known)
-        for value in wanted[axis]:
-            if value not in known:
-                raise UserError(unknown(f"{axis} of table {name}", value, set(known)))
-    at_paper = given.get("scale") == "paper" and "backbone" not in given
-    for row in table.rows:
-        for task in table.tasks:
-            if row.method in wanted["method"] and task in wanted["task"]:
-                chosen = [f"method={row.method}", f"task={task}"]
-                chosen += [f"split={table.split}"] if table.split != "validation" else []
-                chosen += [f"backbone={table.backbone}"] if at_paper else []
-                yield row, task, [*chosen, *(f"{key}={_override(value)}" for key, value in row.set.items())]
-
-
-def _override(value: Any) -> str:
-    """A value of YAML in the grammar of the command line."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, list):
-        return "[" + ",".join(_override(one) for one in value) + "]"
-    return str(value)
-
-
-def checked(
-    cells: Iterable[Cell], found: dict[str, Found], *, table: bool
-) -> tuple[list[Cell], list[Facts | None], list[str]]:
-    """The cells that can be trained, the facts of each, and a sentence for each one that cannot.
-
-    One impossible cell of a table must not keep the others from running; outside a table it is the user's wish.
-
-    Raises:
-        UserError: a cell of no table, or all cells of one, can only fail.
-    """
-    good: list[Cell] = []
-    facts: list[Facts | None] = []
-    left_out = []
-    for cell in cells:
-        try:
-            known = prepare.check_late_failures(cell, found)
-        except AssetError:
-            raise
-        except UserError as error:
-            if not table:
-                raise
-            left_out.append(f"{_name(cell)} is left out: {error}")
-            continue
-        good.append(cell)
-        facts.append(known)
-    if not good:
-        raise UserError("no cell of this table can be run: " + " ".join(left_out))
-    return good, facts, left_out
-
-
-def _name(cell: Cell) -> str:
-    name = " ".join(f"{group}={cell.names[group]}" for group in ("method", "task", "backbone", "scale"))
-    return name + "".join(f" {text}" for text in cell.overrides)
 
 
 def plan(
@@ -262,7 +163,7 @@ def plan_lines(planned: Sequence[PlannedCell], jobs: int) -> list[str]:
     lines = []
     for one in planned:
         cell = one.cell
-        lines.append(f"{_name(cell)}: {_states(one.units)}")
+        lines.append(f"{name_of(cell)}: {_states(one.units)}")
         if one.facts is None:
             lines.append("  steps unknown: the data is not on this machine (bench fetch brings it)")
             continue

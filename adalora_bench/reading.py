@@ -15,7 +15,7 @@ Records = Sequence[Mapping[str, Any]]
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adalora_bench.config import Cell
+    from adalora_bench.settings.config import Cell
     from adalora_bench.store.records import RecordStore, Scan
 
 
@@ -84,8 +84,8 @@ def refresh_tables(results: Path, scan: Scan, cells: list[Cell] | None, out: Con
 
 def refresh_papers(results: Path, records: Records, names: Sequence[str] | None, out: Console) -> None:
     """Write the papers' tables with what is recorded of them (None: all), in four forms."""
-    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.formats import refresh
+    from adalora_bench.settings.conf_files import conf_dir
 
     written = refresh(conf_dir() / "table", records, results / "tables" / "papers", names)
     if written:
@@ -98,11 +98,11 @@ def say_verdicts(
     results: Path, records: Records, names: Sequence[str], scales: set[str], out: Console
 ) -> None:
     """For each of these tables at these scales: how its cells stand, and the file that has it whole."""
-    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.formats import file_stem
-    from adalora_bench.report.paper_files import load_table
     from adalora_bench.report.papers import fill
     from adalora_bench.report.wording import verdicts
+    from adalora_bench.settings.conf_files import conf_dir
+    from adalora_bench.settings.published import load_table
 
     for name in names:
         for filled in fill(name, load_table(conf_dir() / "table", name), records):
@@ -140,8 +140,8 @@ def print_cells(
 
 def claims_command(arguments: argparse.Namespace) -> int:
     """A verdict on every claim of the papers that records can answer, here and in results/claims.md."""
-    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.claim_text import counts, line, refresh
+    from adalora_bench.settings.conf_files import conf_dir
 
     results, scan, _ = _recorded(arguments)
     judged = refresh(conf_dir() / "claim", scan.records, results / "claims.md")
@@ -154,8 +154,8 @@ def claims_command(arguments: argparse.Namespace) -> int:
 
 def figures_command(arguments: argparse.Namespace) -> int:
     """Every figure that the records allow, as SVG and PNG; the others are named."""
-    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.figures import refresh
+    from adalora_bench.settings.conf_files import conf_dir
 
     results, scan, store = _recorded(arguments)
     written, skipped = refresh(conf_dir() / "figure", store, scan.records, results / "figures")
@@ -169,8 +169,8 @@ def figures_command(arguments: argparse.Namespace) -> int:
 
 def report_command(arguments: argparse.Namespace) -> int:
     """Everything on one page: results/report.html."""
-    from adalora_bench.conf_files import conf_dir
     from adalora_bench.report.page import refresh
+    from adalora_bench.settings.conf_files import conf_dir
 
     results, scan, store = _recorded(arguments)
     path = results / "report.html"
@@ -248,7 +248,7 @@ def ls_command(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from adalora_bench import metrics
-    from adalora_bench.conf_files import describe, options
+    from adalora_bench.settings.conf_files import describe, options
 
     group = arguments.group.removesuffix("s")
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -266,7 +266,7 @@ def show_command(arguments: argparse.Namespace) -> int:
     """The resolved settings of a cell, and one of its training rows as the backbone sees it."""
     from omegaconf import OmegaConf
 
-    from adalora_bench.compose import compose_cells
+    from adalora_bench.settings.compose import compose_cells
 
     named = {text.split("=", 1)[0] for text in arguments.overrides}
     rest = [] if "method" in named else ["method=lora"]
@@ -282,8 +282,9 @@ def show_command(arguments: argparse.Namespace) -> int:
 
 def one_example(cell: Cell) -> list[str]:
     """The first training row: its columns, and the text of what is given to the model and of what it must answer."""
-    from adalora_bench import forms, prepare
-    from adalora_bench.config import build, scale_config
+    from adalora_bench import forms
+    from adalora_bench.settings import prepare
+    from adalora_bench.settings.config import build, scale_config
 
     found = prepare.assets([cell], prepare.places_of(cell.config))
     task, backbone = build(cell.config["task"], "task"), build(cell.config["backbone"], "backbone")

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from adalora_bench import forms, prepare
-from adalora_bench.config import build, scale_config, train_config
+from adalora_bench import forms
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import Diverged, PromiseBroken
 from adalora_bench.methods.base import Method
@@ -21,6 +20,8 @@ from adalora_bench.methods.run import OptimizerSettings, Run, adapter_parameters
 from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.outcome import describe
 from adalora_bench.seeds import derive, generator
+from adalora_bench.settings import prepare
+from adalora_bench.settings.config import build, scale_config, train_config
 from adalora_bench.store.files import write_tensors
 from adalora_bench.store.records import (
     CHECKPOINTS,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from adalora_bench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_UNIT_FAILED
 
 if TYPE_CHECKING:
-    from adalora_bench.config import Cell
+    from adalora_bench.settings.config import Cell
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _places(cell: Cell) -> list[str]:
     """The steering settings without which the same unit would be looked for elsewhere, or be skipped."""
     from omegaconf import OmegaConf
 
-    from adalora_bench.conf_files import conf_dir
+    from adalora_bench.settings.conf_files import conf_dir
 
     usual = OmegaConf.load(conf_dir() / "run.yaml")
     changed = [

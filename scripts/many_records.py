@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.compose import conf_dir
-from adalora_bench.report.paper_files import load_table, table_names
+from adalora_bench.settings.compose import conf_dir
+from adalora_bench.settings.published import load_table, table_names
 from adalora_bench.store.records import RecordStore
 
 LIMITS = {"seconds": 10.0, "MiB": 500.0}

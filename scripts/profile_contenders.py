@@ -8,8 +8,8 @@ from typing import Any
 
 import profile_peers as peers
 
-from adalora_bench.compose import options
 from adalora_bench.methods.base import Method
+from adalora_bench.settings.compose import options
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,6 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from adalora_bench.compose import compose_cells  # noqa: E402
-from adalora_bench.config import build  # noqa: E402
 from adalora_bench.data.sources import Found  # noqa: E402
 from adalora_bench.lowrank.ablation import first_order_losses, plain_losses, replayed_losses  # noqa: E402
 from adalora_bench.lowrank.allocate import prune_lowest  # noqa: E402
@@ -44,6 +42,8 @@ from adalora_bench.lowrank.scores import ablation_order  # noqa: E402
 from adalora_bench.methods.alora import SCREEN, Alora  # noqa: E402
 from adalora_bench.methods.run import OptimizerSettings, Run  # noqa: E402
 from adalora_bench.models.backbone import Backbone  # noqa: E402
+from adalora_bench.settings.compose import compose_cells  # noqa: E402
+from adalora_bench.settings.config import build  # noqa: E402
 from adalora_bench.train.loop import begin  # noqa: E402
 
 SHAPE = {
@@ -116,7 +116,7 @@ def built(weights: str | None, total: int) -> tuple[Alora, Run]:
     method: Alora = build(cell.config["method"], "method")
     found = Found(served_by="generated", folder=None, files={}, detail="")
     if weights:
-        from adalora_bench import prepare
+        from adalora_bench.settings import prepare
 
         found = prepare.assets([cell], prepare.places_of(cell.config))[weights]
     loaded = backbone.load(found, kind="classification", outputs=2, head_seed=0)

@@ -38,11 +38,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from profile_contenders import CONTENDERS, SHAPES, TARGETS, Contender, Shape  # noqa: E402
 
 from adalora_bench import forms  # noqa: E402
-from adalora_bench.compose import compose_cells  # noqa: E402
-from adalora_bench.config import build  # noqa: E402
 from adalora_bench.data.sources import Found  # noqa: E402
 from adalora_bench.methods.base import Method  # noqa: E402
 from adalora_bench.methods.run import OptimizerSettings, Run  # noqa: E402
+from adalora_bench.settings.compose import compose_cells  # noqa: E402
+from adalora_bench.settings.config import build  # noqa: E402
 from adalora_bench.train import loop  # noqa: E402
 from adalora_bench.train.meter import Meter, count_flops  # noqa: E402
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from adalora_bench.config import build
 from adalora_bench.data.sources import DATASET, Found, Places, find
 from adalora_bench.data.tasks import Task, TaskRows
+from adalora_bench.settings.config import build
 
 CONF = Path(__file__).parents[1] / "conf" / "task"
 # fmt: off

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells, conf_dir, options
-from adalora_bench.config import Cell
 from adalora_bench.errors import Interrupted
 from adalora_bench.run import Training
 from adalora_bench.seeds import derive
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells, conf_dir, options
+from adalora_bench.settings.config import Cell
 from adalora_bench.units import Unit
 
 METHODS = options("method")

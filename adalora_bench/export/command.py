@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench import prepare
-from adalora_bench.config import Cell
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import EXIT_UNIT_FAILED, UserError, unknown
-from adalora_bench.export.recorded import ADAPTER, cell_of, check_assets, locate, read_record
+from adalora_bench.export.recorded import ADAPTER, check_assets, read_record
+from adalora_bench.settings import prepare
+from adalora_bench.settings.config import Cell
+from adalora_bench.settings.recorded import cell_of, locate
 from adalora_bench.store.files import TEMPORARY, read_predictions, writing
 from adalora_bench.store.records import PREDICTIONS
 

@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adalora_bench import forms, prepare
-from adalora_bench.config import Cell, build, scale_config, train_config
+from adalora_bench import forms
 from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
@@ -23,6 +22,8 @@ from adalora_bench.methods.base import Method
 from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.seeds import derive, generator
+from adalora_bench.settings import prepare
+from adalora_bench.settings.config import Cell, build, scale_config, train_config
 from adalora_bench.train import checkpoint
 from adalora_bench.train.evaluate import Predictions, predict
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adalora_bench import prepare
-from adalora_bench.config import build, typed
 from adalora_bench.data.mt_bench import TALK, Conversation, MtBench, conversations
 from adalora_bench.data.sources import ensure
 from adalora_bench.errors import UserError
-from adalora_bench.export.recorded import cell_of, locate
 from adalora_bench.judge.judge import Judge, Verdict, judge_answers, signature
 from adalora_bench.metrics import GRADE
+from adalora_bench.settings import prepare
+from adalora_bench.settings.config import build, typed
+from adalora_bench.settings.recorded import cell_of, locate
 from adalora_bench.store.records import PREDICTIONS, RecordStore, read_predictions
 from adalora_bench.store.schema import FINISHED
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from adalora_bench.report.claim_files import ORDERS, load_claims
 from adalora_bench.report.claims import VERDICTS, Comparison, Judged, judge_all
 from adalora_bench.report.rows import Record
 from adalora_bench.report.statistics import median_coverage
+from adalora_bench.settings.published import ORDERS, load_claims
 from adalora_bench.store.files import write_if_changed
 
 UNITS = {"delta": "", "ratio": "x", "fewer_pct": " %", "eq": ""}

@@ -13,13 +13,12 @@ from itertools import product
 
 from adalora_bench.metrics import higher_is_better
 from adalora_bench.report.cells import arrange_seeds
-from adalora_bench.report.claim_files import ORDERS, Claim, PaperClaims
 from adalora_bench.report.comparison import difference_interval
 from adalora_bench.report.measures import is_score, measure
-from adalora_bench.report.paper_files import Row
 from adalora_bench.report.papers import fits
 from adalora_bench.report.rows import Record, alike
 from adalora_bench.report.statistics import median, worst
+from adalora_bench.settings.published import ORDERS, Claim, PaperClaims, Row
 from adalora_bench.store.schema import DONE, FINISHED
 
 VERDICTS = ("holds", "does not hold", "undecided", "not comparable", "not run")

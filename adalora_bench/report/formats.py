@@ -10,10 +10,10 @@ from pathlib import Path
 
 from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.marks import marked_markdown
-from adalora_bench.report.paper_files import load_table, table_names
 from adalora_bench.report.papers import Filled, fill
 from adalora_bench.report.rows import Record
 from adalora_bench.report.wording import NOT_FOUND, against, caption, costs, marks, ours, spent, theirs
+from adalora_bench.settings.published import load_table, table_names
 from adalora_bench.store.files import write_if_changed
 
 WHERE_HEAD = ["table", "scale", "backbone", "row", "method", "task", "column"]

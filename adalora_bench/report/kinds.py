@@ -38,7 +38,7 @@ def load_figures(folder: Path) -> dict[str, Figure]:
     """All files of conf/figure by name. UserError: a file that does not fit."""
     import yaml
 
-    from adalora_bench.config import typed
+    from adalora_bench.settings.config import typed
 
     found: dict[str, Figure] = {
         path.stem: typed(Figure, yaml.safe_load(path.read_text()), f"figure/{path.stem}")

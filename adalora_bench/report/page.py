@@ -15,16 +15,15 @@ from pathlib import Path
 from adalora_bench.metrics import printed
 from adalora_bench.report import figures, kinds
 from adalora_bench.report.cells import Cells, arrange
-from adalora_bench.report.claim_files import PaperClaims, load_claims
 from adalora_bench.report.claim_text import counts, notes, numbers, published, verdict_at
 from adalora_bench.report.claims import Judged, judge_all
 from adalora_bench.report.formats import html_table
 from adalora_bench.report.page_cells import cell_details
-from adalora_bench.report.paper_files import load_table, table_names
 from adalora_bench.report.papers import VERDICTS, Filled, fill
 from adalora_bench.report.rows import CellRow, Group, Record
 from adalora_bench.report.series import Dots, Figure, Lines, Picture, shown
 from adalora_bench.report.statistics import Summary
+from adalora_bench.settings.published import PaperClaims, load_claims, load_table, table_names
 from adalora_bench.store.files import write_if_changed
 from adalora_bench.store.records import RecordStore
 from adalora_bench.store.schema import STATUSES

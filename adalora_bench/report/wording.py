@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from adalora_bench.metrics import higher_is_better
 from adalora_bench.report.hidden import not_shown
 from adalora_bench.report.marks import Rank, best_and_second
-from adalora_bench.report.paper_files import Column
 from adalora_bench.report.papers import COSTS, VERDICTS, Cell, Filled
 from adalora_bench.report.rows import Record, caveat_of, median_of, peak_memory_of
 from adalora_bench.report.selection import selection_of
 from adalora_bench.report.statistics import median_coverage
+from adalora_bench.settings.published import Column
 from adalora_bench.store.schema import STATUSES
 
 NOT_FOUND = "not found"

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench.config import Cell
+from adalora_bench.settings.config import Cell
 from adalora_bench.store.files import TEMPORARY
 from adalora_bench.train.device import backend, choose_device, fast_products, require_devices
 from adalora_bench.train.team import ALONE, Team

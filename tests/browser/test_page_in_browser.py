@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from report_records import everything
 
-from adalora_bench.compose import conf_dir
 from adalora_bench.report.page import refresh
+from adalora_bench.settings.compose import conf_dir
 from adalora_bench.store.records import RecordStore
 
 pytestmark = pytest.mark.browser

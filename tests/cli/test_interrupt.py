@@ -31,7 +31,8 @@ from bench_process import (
 )
 from fault_figures import Figure
 
-from adalora_bench import cli, prepare
+from adalora_bench import cli
+from adalora_bench.settings import prepare
 
 pytestmark = pytest.mark.xdist_group("cli-interrupt")  # its fixtures are made once
 

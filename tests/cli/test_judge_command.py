@@ -10,9 +10,10 @@ import pytest
 import tiny_data
 from judge_server import KEY, Server, reply, server
 
-from adalora_bench import cli, prepare
-from adalora_bench.compose import compose_cells
+from adalora_bench import cli
 from adalora_bench.run import run_unit
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
 from adalora_bench.units import Unit, unit_folder
 
 __all__ = ["server"]  # a fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from bench_process import bench, records
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
 
 METHODS = ("increlora", "salora")  # salora reduces scores once more at the end
 COMMAND = (

@@ -16,7 +16,7 @@ from fault_figures import Figure
 from payload import Payload
 
 from adalora_bench import cli
-from adalora_bench.conf_files import CONF_VARIABLE
+from adalora_bench.settings.conf_files import CONF_VARIABLE
 
 pytestmark = pytest.mark.xdist_group("cli-wrong")
 

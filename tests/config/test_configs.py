@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells, conf_dir, options
-from adalora_bench.config import Cell, ScaleConfig, TrainConfig, build, scale_config, train_config
 from adalora_bench.data.fields import TEXT_SETTINGS
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Method
 from adalora_bench.models.backbone import Backbone
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells, conf_dir, options
+from adalora_bench.settings.config import Cell, ScaleConfig, TrainConfig, build, scale_config, train_config
 
 CONF = conf_dir()
 RECIPES = sorted(path.relative_to(CONF / "recipe").with_suffix("") for path in CONF.glob("recipe/*/*/*.yaml"))
@@ -208,7 +208,9 @@ def test_a_wrong_type_is_refused_for_every_number(method: str) -> None:
                 build(config["method"], "method")
 
 
-@pytest.mark.parametrize("target", ["builtins.dict", "adalora_bench.config.Cell", "os.path", "nowhere.X", ""])
+@pytest.mark.parametrize(
+    "target", ["builtins.dict", "adalora_bench.settings.config.Cell", "os.path", "nowhere.X", ""]
+)
 def test_only_our_dataclasses_may_be_a_target(target: str) -> None:
     with pytest.raises(UserError, match="_target_"):
         build({"_target_": target}, "method")

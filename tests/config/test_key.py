@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import Cell
-from adalora_bench.key import digest, settings_of, with_key
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import Cell
+from adalora_bench.settings.key import digest, settings_of, with_key
 
 NAMES = ("method=increlora", "task=rte", "backbone=minilm_l6", "scale=cpu")
 VERSIONED = ("task", "method", "backbone")

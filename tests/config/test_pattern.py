@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import Cell, build
 from adalora_bench.errors import UserError
-from adalora_bench.key import with_key
 from adalora_bench.methods.svd_pattern import SvdPattern
 from adalora_bench.models.backbone import Backbone
-from adalora_bench.pattern import public
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import Cell, build
+from adalora_bench.settings.key import with_key
+from adalora_bench.settings.pattern import public
 
 CELL = ("method=increlora_retrain", "task=toy", "scale=smoke", "backbone=tiny_bert")
 KEY = "0123456789abcdef" * 4

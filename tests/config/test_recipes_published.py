@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from adalora_bench.report.paper_files import load_table
+from adalora_bench.settings.published import load_table
 
 CONF = Path(__file__).parents[2] / "conf"
 DEBERTA, ROBERTA = "deberta_v3_base", "roberta_base"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from adalora_bench.compose import compose_cells, conf_dir
-from adalora_bench.plan import _places
-from adalora_bench.prepare import check_late_failures
-from adalora_bench.report.paper_files import table_names
+from adalora_bench.settings.cells import _places
+from adalora_bench.settings.compose import compose_cells, conf_dir
+from adalora_bench.settings.prepare import check_late_failures
+from adalora_bench.settings.published import table_names
 
 
 def rows() -> list[tuple[str, ...]]:

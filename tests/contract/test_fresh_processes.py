@@ -16,7 +16,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
+from adalora_bench.settings.compose import compose_cells
 from adalora_bench.run import run_unit
 from adalora_bench.units import Unit
 

@@ -94,9 +94,9 @@ class Started:
 
 @cache
 def _cell(overrides: tuple[str, ...]) -> Any:
-    from adalora_bench import prepare
-    from adalora_bench.compose import compose_cells
     from adalora_bench.run import Training
+    from adalora_bench.settings import prepare
+    from adalora_bench.settings.compose import compose_cells
     from adalora_bench.units import Unit
 
     (cell,) = compose_cells(overrides)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from report_records import diverged, record
 
-from adalora_bench.compose import conf_dir
 from adalora_bench.report import claim_text, page
 from adalora_bench.report.cells import arrange
-from adalora_bench.report.paper_files import load_table
 from adalora_bench.report.papers import fill
 from adalora_bench.report.tables import build_tables
+from adalora_bench.settings.compose import conf_dir
+from adalora_bench.settings.published import load_table
 from adalora_bench.store.records import RecordStore
 
 

@@ -20,10 +20,10 @@ from report_records import record
 from tiny_runs import FIRST, begin, finish
 
 from adalora_bench import cli
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import Interrupted, UserError
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import build
 from adalora_bench.store.records import RecordStore
 from adalora_bench.train import checkpoint
 

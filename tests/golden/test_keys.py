@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import GROUPS, MOVED, build
-from adalora_bench.key import digest, settings_of
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import GROUPS, MOVED, build
+from adalora_bench.settings.key import digest, settings_of
 from adalora_bench.store.records import RecordStore
 
 RESULTS = Path(__file__).parents[2] / "results"

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from adalora_bench.compose import conf_dir
 from adalora_bench.report.formats import file_stem, render
 from adalora_bench.report.kinds import load_figures, pictures
-from adalora_bench.report.paper_files import load_table
 from adalora_bench.report.papers import fill
 from adalora_bench.report.series import shown
+from adalora_bench.settings.compose import conf_dir
+from adalora_bench.settings.published import load_table
 from adalora_bench.store.schema import misfit
 
 HERE = Path(__file__).parent

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.methods.base import Method
 from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.models.backbone import Backbone
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import build
 from adalora_bench.train.loop import begin
 
 TEXT = ("tiny_gpt2", "tiny_llama", "tiny_bart")

@@ -10,8 +10,6 @@ import torch
 from small_runs import Net, Small
 from torch import nn
 
-from adalora_bench.compose import method_settings
-from adalora_bench.config import build
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.inserts.bottleneck import (
     AfterLinear,
@@ -24,6 +22,8 @@ from adalora_bench.inserts.bottleneck import (
 from adalora_bench.methods.adapterdrop import AdapterDrop
 from adalora_bench.methods.base import Facts, Method
 from adalora_bench.methods.run import OptimizerSettings, Run
+from adalora_bench.settings.compose import method_settings
+from adalora_bench.settings.config import build
 from adalora_bench.train.loop import begin
 
 FACTS = Facts(total_steps=20, steps_per_epoch=20, warmup=0, modules=4)

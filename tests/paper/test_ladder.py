@@ -10,12 +10,12 @@ import torch
 from small_backbones import ALL, batch_of, loss_of, one_step, run_on
 from torch import Tensor, nn
 
-from adalora_bench.compose import method_settings
-from adalora_bench.config import build
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.inserts.ladder import Ladder, Rung, blocks_with_names
 from adalora_bench.methods.base import Facts
 from adalora_bench.methods.run import Run
+from adalora_bench.settings.compose import method_settings
+from adalora_bench.settings.config import build
 
 
 def made(**changes: Any) -> Any:

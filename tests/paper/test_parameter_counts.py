@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.lowrank.budget import trainable
 from adalora_bench.methods.aflora import AfLora
@@ -28,6 +26,8 @@ from adalora_bench.methods.spt import Spt
 from adalora_bench.methods.ssp import Ssp, fitting
 from adalora_bench.models import heads
 from adalora_bench.models.backbone import Backbone, Loaded
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import build
 
 # config.json of microsoft/deberta-v3-base, FacebookAI/roberta-base and -large, openai-community/gpt2-medium and
 # meta-llama/Llama-2-7b-hf: what the shapes follow from.

@@ -11,12 +11,12 @@ from small_backbones import ALL, TEXT, batch_of, greedy, one_step, run_on
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from adalora_bench.compose import method_settings
-from adalora_bench.config import build
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.inserts.prefix import Prefix, PrefixedDisentangled, attend, extended, prefixes, sites
 from adalora_bench.methods.base import Facts
 from adalora_bench.methods.run import Run
+from adalora_bench.settings.compose import method_settings
+from adalora_bench.settings.config import build
 
 
 def made(name: str, **changes: Any) -> Any:

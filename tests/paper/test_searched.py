@@ -11,8 +11,6 @@ from small_backbones import ALL, batch_of, one_step, run_on
 from small_runs import Small
 from torch import Tensor
 
-from adalora_bench.compose import method_settings
-from adalora_bench.config import build
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.inserts.bottleneck import AfterLinear, Bottleneck, activate
 from adalora_bench.inserts.prefix import sites
@@ -22,6 +20,8 @@ from adalora_bench.methods.base import Facts
 from adalora_bench.methods.run import Run
 from adalora_bench.methods.searched import share_of, top
 from adalora_bench.methods.ssp import fitting
+from adalora_bench.settings.compose import method_settings
+from adalora_bench.settings.config import build
 from adalora_bench.store.schema import OURS
 
 NAMES = ["learned_adapter", "spt", "ssp"]

@@ -10,10 +10,10 @@ import torch
 from small_backbones import ALL, batch_of, loss_of, run_on
 from torch import nn
 
-from adalora_bench.compose import compose_cells, method_settings
-from adalora_bench.config import build
-from adalora_bench.key import settings_of
 from adalora_bench.methods.run import Group, OptimizerSettings
+from adalora_bench.settings.compose import compose_cells, method_settings
+from adalora_bench.settings.config import build
+from adalora_bench.settings.key import settings_of
 from adalora_bench.train.decay import apart, spared
 from adalora_bench.train.loop import begin
 

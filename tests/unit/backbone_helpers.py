@@ -8,14 +8,14 @@ import pytest
 import torch
 import yaml
 
-from adalora_bench.compose import conf_dir
-from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.methods.base import Method
 from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.models import heads
 from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.seeds import generator
+from adalora_bench.settings.compose import conf_dir
+from adalora_bench.settings.config import build
 from adalora_bench.train.loop import begin
 
 NOWHERE = Found(served_by="generated", folder=None, files={}, detail="")

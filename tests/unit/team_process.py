@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
 from adalora_bench.run import Training
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
 from adalora_bench.train.team import Team
 from adalora_bench.units import Unit
 

@@ -14,9 +14,7 @@ import tiny_data
 import yaml
 from tiny_data import CONF, NEW, OLD, task_of
 
-from adalora_bench import forms, prepare
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import build
+from adalora_bench import forms
 from adalora_bench.data import prompts
 from adalora_bench.data.fields import Generation
 from adalora_bench.data.mt_bench import TALK
@@ -26,6 +24,9 @@ from adalora_bench.forms import text as text_form
 from adalora_bench.metrics import METRICS
 from adalora_bench.models.backbone import Backbone
 from adalora_bench.run import Training
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import build
 from adalora_bench.units import Unit
 
 TASKS = (*NEW, *OLD)

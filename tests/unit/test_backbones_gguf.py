@@ -12,13 +12,13 @@ import torch
 import yaml
 from gguf import quants
 
-from adalora_bench.compose import conf_dir
-from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import AssetError
 from adalora_bench.models import gguf_weights
 from adalora_bench.models.backbone import Backbone
 from adalora_bench.models.heads import random_model
+from adalora_bench.settings.compose import conf_dir
+from adalora_bench.settings.config import build
 
 WIDTH, INNER, HEADS, KV_HEADS, LAYERS = 64, 96, 2, 1, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -13,12 +13,12 @@ import pytest
 import torch
 from backbone_helpers import NOWHERE, attached, backbone, method, shapes_only
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import UserError
 from adalora_bench.models import four_bit, fused
 from adalora_bench.models.heads import random_model
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
 
 TINY = ("tiny_gpt2", "tiny_llama", "tiny_bart")
 LLAMA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from report_records import diverged, everything, record
 
-from adalora_bench.compose import conf_dir, options
 from adalora_bench.errors import UserError
-from adalora_bench.report.claim_files import Claim, ClaimRow, Measure, PaperClaims, load_claims
 from adalora_bench.report.claim_text import interval, line, markdown, numbers
 from adalora_bench.report.claims import VERDICTS, Judged, Place, judge_all
 from adalora_bench.report.measures import measure, places, third
+from adalora_bench.settings.compose import conf_dir, options
+from adalora_bench.settings.published import Claim, ClaimRow, Measure, PaperClaims, load_claims
 
 FOLDER = conf_dir() / "claim"
 SCORES = [0.80, 0.81, 0.82, 0.83, 0.84]

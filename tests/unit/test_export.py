@@ -15,8 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
 from adalora_bench.errors import UserError
 from adalora_bench.export import command, formats, peft_files
 from adalora_bench.export.command import Check, NotTheSame, export
@@ -25,6 +23,8 @@ from adalora_bench.lowrank.function import delta
 from adalora_bench.lowrank.plain import fuse_slices, plain_lora, update_of
 from adalora_bench.models import fused, heads
 from adalora_bench.run import Training
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
 from adalora_bench.store.files import read_predictions
 from adalora_bench.store.records import RecordStore
 from adalora_bench.units import Unit

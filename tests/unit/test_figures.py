@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from report_records import everything, record
 
-from adalora_bench.compose import conf_dir
 from adalora_bench.errors import UserError
 from adalora_bench.report.drawing import _short_power
 from adalora_bench.report.figures import all_pictures, draw, refresh
 from adalora_bench.report.kinds import load_figures, pictures
 from adalora_bench.report.series import Bars, Dots, Line, Lines, Maps, Picture, band, front, shown, staircase
+from adalora_bench.settings.compose import conf_dir
 from adalora_bench.store.records import RecordStore
 
 FOLDER = conf_dir() / "figure"

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from adalora_bench import cli, launch
-from adalora_bench.compose import compose_cells
 from adalora_bench.errors import UserError
 from adalora_bench.launchers import check, launcher_class
 from adalora_bench.launchers.base import SECOND_SIGNAL_SECONDS, Launcher
@@ -21,6 +20,7 @@ from adalora_bench.launchers.ray import ASK_SECONDS, Board, BoardMailbox
 from adalora_bench.launchers.slurm import parameters
 from adalora_bench.launchers.unit_task import unit_tasks
 from adalora_bench.progress import Progress
+from adalora_bench.settings.compose import compose_cells
 from adalora_bench.units import Summary, Unit
 
 COMMAND = ("method=lora", "task=toy", "scale=smoke")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from adalora_bench import outcome, prepare
-from adalora_bench.compose import compose_cells
+from adalora_bench import outcome
 from adalora_bench.errors import UserError
 from adalora_bench.run import Training
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
 from adalora_bench.units import Unit
 
 SETTINGS = (

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from report_records import everything
 
-from adalora_bench.compose import conf_dir
 from adalora_bench.report.page import page, refresh
+from adalora_bench.settings.compose import conf_dir
 from adalora_bench.store.records import RecordStore
 
 VOID = {"meta", "link"}

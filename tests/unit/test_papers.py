@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from adalora_bench.compose import conf_dir
 from adalora_bench.errors import UserError
 from adalora_bench.report.cells import cell_summary
 from adalora_bench.report.formats import file_stem, render
-from adalora_bench.report.paper_files import Column, PaperTable, Row, load_table, table_names
 from adalora_bench.report.papers import Filled, fill, fits
 from adalora_bench.report.wording import caption, marks
+from adalora_bench.settings.compose import conf_dir
+from adalora_bench.settings.published import Column, PaperTable, Row, load_table, table_names
 
 FOLDER = conf_dir() / "table"
 PAPER_TABLES = {

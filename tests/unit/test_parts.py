@@ -10,12 +10,12 @@ import torch
 import toy_forms
 from torch import nn
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Method
 from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.run import Training
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
 from adalora_bench.train import loop
 from adalora_bench.train.parts import architecture_batches, divide, loss_parts
 from adalora_bench.units import Unit

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adalora_bench.compose import method_settings
-from adalora_bench.config import build
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.methods.base import Facts
 from adalora_bench.methods.peft import ADAPTER, Peft, merge, wrapped
 from adalora_bench.methods.peft_adalora import PeftAdaLora
 from adalora_bench.own_loop import OwnLoop, attach
+from adalora_bench.settings.compose import method_settings
+from adalora_bench.settings.config import build
 
 FACTS = Facts(total_steps=40, steps_per_epoch=10, warmup=4, modules=2)
 MODULES = {"first": "q", "inner.first": "down"}

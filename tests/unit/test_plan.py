@@ -7,21 +7,12 @@ from typing import Any
 
 import pytest
 
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import Cell
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Facts
-from adalora_bench.plan import (
-    cells_of,
-    checked,
-    duration,
-    expect,
-    gib_of,
-    makespan,
-    phases_of,
-    plan,
-    plan_lines,
-)
+from adalora_bench.plan import duration, expect, gib_of, makespan, phases_of, plan, plan_lines
+from adalora_bench.settings.cells import cells_of, checked
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import Cell
 
 FACTS = Facts(total_steps=100, steps_per_epoch=50, warmup=6, modules=12)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
 from adalora_bench.errors import UserError
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
 from adalora_bench.train.device import backend, check_precision, require_devices
 
 

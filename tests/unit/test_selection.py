@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells
-from adalora_bench.config import Cell
 from adalora_bench.data import draw
 from adalora_bench.errors import UserError
 from adalora_bench.run import Training
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.config import Cell
 from adalora_bench.train.evaluate import Scoring
 from adalora_bench.units import Unit
 
@@ -83,7 +83,7 @@ def test_dev_rows_choose_the_best_and_are_not_reported(tmp_path: Path) -> None:
 def test_counts_agree_with_the_rows() -> None:
     cell = keyed("split=dev_test")
     found = prepare.look([cell], prepare.places_of(cell.config))["toy"]
-    from adalora_bench.config import build
+    from adalora_bench.settings.config import build
 
     task = build(cell.config["task"], "task")
     loaded = task.load(found, "dev_test")
@@ -128,7 +128,7 @@ START = (("plain", ()), ("scored", ("train.eval_at_start=true",)))
 
 
 def test_no_early_stop_is_no_part_of_the_key() -> None:
-    from adalora_bench.key import settings_of
+    from adalora_bench.settings.key import settings_of
 
     assert "early_stop" not in settings_of(keyed().config)["train"]
     assert settings_of(keyed("train.early_stop={patience:3}").config)["train"]["early_stop"]["patience"] == 3

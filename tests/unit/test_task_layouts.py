@@ -10,11 +10,11 @@ import tiny_data
 import yaml
 from tiny_data import CONF, FILES, NEW, OLD, task_of
 
-from adalora_bench.config import build
 from adalora_bench.data import hub, prompts
 from adalora_bench.data.sources import DATASET, Places, Source, ensure, fetch
 from adalora_bench.data.tasks import Task
 from adalora_bench.errors import AssetError, UserError
+from adalora_bench.settings.config import build
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from adalora_bench import config
 from adalora_bench.data import film_reviews, toy
 from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task, take
 from adalora_bench.errors import UserError
+from adalora_bench.settings import config
 
 CONF = Path(__file__).parents[2] / "conf" / "task"
 GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]

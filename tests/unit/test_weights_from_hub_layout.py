@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
-from adalora_bench import prepare
-from adalora_bench.compose import compose_cells, conf_dir
-from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import UserError
 from adalora_bench.models.heads import byte_tokenizer, random_model
+from adalora_bench.settings import prepare
+from adalora_bench.settings.compose import compose_cells, conf_dir
+from adalora_bench.settings.config import build
 
 
 def _save_tiny(name: str, folder: Path) -> Any:

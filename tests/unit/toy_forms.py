@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from adalora_bench import forms
-from adalora_bench.compose import conf_dir
-from adalora_bench.config import build
 from adalora_bench.data.sources import Found
 from adalora_bench.data.tasks import Task
 from adalora_bench.forms.base import Form
 from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.models.heads import byte_tokenizer
+from adalora_bench.settings.compose import conf_dir
+from adalora_bench.settings.config import build
 
 NOWHERE = Found("generated", None, {}, "generated")
 

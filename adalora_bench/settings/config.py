@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from adalora_bench.errors import UserError, unknown
-from adalora_bench.launchers import LAUNCHERS
 from adalora_bench.schedule import Phase, phase_steps
 
 GROUPS = ("method", "task", "backbone", "scale")
+LAUNCHERS = ("local", "ray", "slurm")
 MOVED = {"adalora_bench.backbones.Backbone": "adalora_bench.models.backbone.Backbone"}
 """Class paths that records and users' YAML files may name, by where the class is now. Keys hash the first name."""
 

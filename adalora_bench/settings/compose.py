@@ -13,10 +13,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.conf_files import conf_dir, conf_dirs, load_yaml, no_environment, option_file, options
-from adalora_bench.config import GROUPS, Cell, Steering, typed
 from adalora_bench.errors import UserError, unknown
-from adalora_bench.key import STEERING
+from adalora_bench.settings.conf_files import (
+    conf_dir,
+    conf_dirs,
+    load_yaml,
+    no_environment,
+    option_file,
+    options,
+)
+from adalora_bench.settings.config import GROUPS, Cell, Steering, typed
+from adalora_bench.settings.key import STEERING
 from adalora_bench.store.schema import NAME
 
 
@@ -105,7 +112,7 @@ def _compose(overrides: list[str], usual: dict[tuple[str, ...], dict[str, Any]])
             )
     config |= _steering(config, [text.split("=", 1)[0].partition(".")[0] for text in values])
     if config["method"].get("pattern_from"):
-        from adalora_bench.pattern import resolve
+        from adalora_bench.settings.pattern import resolve
 
         config["method"] |= resolve(config)
     seeds = _seeds(config["seeds"])

@@ -15,8 +15,9 @@ CONF_VARIABLE = "ADALORA_BENCH_CONF"
 
 def conf_dir() -> Path:
     """The folder of the YAML files: beside the package in a checkout, inside it in a wheel."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+    package = Path(__file__).parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def conf_dirs() -> list[Path]:

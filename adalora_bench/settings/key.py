@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adalora_bench.config import MOVED, Cell
+from adalora_bench.settings.config import MOVED, Cell
 
 STEERING = (
     "seeds",

@@ -22,8 +22,8 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: there is no record, it has no ranks, or its modules are not those of this cell.
     """
-    from adalora_bench.config import build
     from adalora_bench.models.backbone import Backbone
+    from adalora_bench.settings.config import build
 
     method = config["method"]
     place = str(method["pattern_from"])

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench import forms, metrics
-from adalora_bench.compose import accelerators
-from adalora_bench.config import Cell, build, scale_config, train_config
 from adalora_bench.data.sources import MODEL, Found, Places, Wanted, ensure, find
 from adalora_bench.data.tasks import Task, take
 from adalora_bench.errors import UserError, unknown
-from adalora_bench.key import digest, with_key
 from adalora_bench.models import four_bit, gradient_checkpointing
 from adalora_bench.models.backbone import Backbone
+from adalora_bench.settings.compose import accelerators
+from adalora_bench.settings.config import Cell, build, scale_config, train_config
+from adalora_bench.settings.key import digest, with_key
 
 if TYPE_CHECKING:
     from adalora_bench.methods.base import Facts
