@@ -33,8 +33,8 @@ from adalora_bench.settings.conf_files import CONF_VARIABLE
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from adalora_bench.engine.units import Summary
     from adalora_bench.settings.config import Cell
-    from adalora_bench.units import Summary
 
 OVERRIDES_HELP = "settings as name=value: method=increlora task=rte method.target_rank=4 'seeds=[0,1]'"
 EXPORT_HELP = """settings:
@@ -181,16 +181,16 @@ def _groups() -> str:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
-    from adalora_bench import launchers
+    from adalora_bench.engine.launch import check
+    from adalora_bench.engine.units import Unit, count, summary_lines, unit_folder
     from adalora_bench.settings import prepare
     from adalora_bench.settings.cells import checked
     from adalora_bench.store.records import RecordStore
-    from adalora_bench.units import Unit, count, summary_lines, unit_folder
 
     out = console()
     cells = _cells(arguments, out)
     common = cells[0].config
-    launchers.check(common["launcher"])
+    check(common["launcher"])
     places = prepare.places_of(common)
     table = _is_table(arguments)
     present = prepare.look(cells, places)
@@ -233,8 +233,8 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """Which units are done, missing, stale or failed, the phases of each method, hours and GiB by past records."""
-    from adalora_bench import plan
-    from adalora_bench.launch import worker_count
+    from adalora_bench.engine import plan
+    from adalora_bench.engine.local import worker_count
     from adalora_bench.settings import prepare
     from adalora_bench.settings.cells import checked
 
@@ -278,9 +278,9 @@ def _say(sentences: Sequence[str], out: Console) -> None:
 
 
 def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results: Path) -> Summary:
-    from adalora_bench.launch import launch
-    from adalora_bench.progress import make_progress
-    from adalora_bench.units import Summary
+    from adalora_bench.engine.launch import launch
+    from adalora_bench.engine.progress import make_progress
+    from adalora_bench.engine.units import Summary
 
     if not todo:
         return Summary(skipped=skipped)
@@ -289,7 +289,7 @@ def _train(todo: list[Any], skipped: list[Any], common: dict[str, Any], results:
     if common["launcher"] != "local":
         options["launch"] = common["launch"] | {"cpus": max(common["launch"]["cpus"], options["gpus_each"])}
     if common["launcher"] == "ray":
-        from adalora_bench import plan
+        from adalora_bench.engine import plan
 
         options["gib"] = plan.gib_of([unit.cell for unit in todo], light_records(results).records)
     return launch(

@@ -191,8 +191,8 @@ def _recorded(arguments: argparse.Namespace) -> tuple[Path, Scan, RecordStore]:
 
 def collect_command(arguments: argparse.Namespace) -> int:
     """Bring the records of other results folders into this one, and name what is there twice."""
+    from adalora_bench.engine.units import count
     from adalora_bench.store.collect import collect
-    from adalora_bench.units import count
 
     chosen = plain([text for text in arguments.folders if "=" in text], {"results_dir"})
     folders = [Path(text) for text in arguments.folders if "=" not in text]

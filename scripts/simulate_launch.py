@@ -22,9 +22,10 @@ from typing import Any
 
 from rich.console import Console
 
-from adalora_bench.launch import Unit, launch
-from adalora_bench.plan import duration, makespan
-from adalora_bench.progress import PlainProgress
+from adalora_bench.engine.launch import launch
+from adalora_bench.engine.plan import duration, makespan
+from adalora_bench.engine.progress import PlainProgress
+from adalora_bench.engine.units import Unit
 from adalora_bench.store.records import RecordStore
 from adalora_bench.store.schema import DONE
 

@@ -17,13 +17,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adalora_bench.engine.outcome import record_of
+from adalora_bench.engine.training import Training
+from adalora_bench.engine.units import Unit
 from adalora_bench.errors import Interrupted
-from adalora_bench.run import Training
 from adalora_bench.seeds import derive
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells, conf_dir, options
 from adalora_bench.settings.config import Cell
-from adalora_bench.units import Unit
 
 METHODS = options("method")
 # The others differ from one of the first three in names and shapes alone, which two methods show as well: for the time.
@@ -161,7 +162,7 @@ def _cell(method: str, backbone: str, more: tuple[str, ...]) -> Cell:
 
 def finish(course: Course) -> Course:
     """Train to the end, or raise Interrupted."""
-    course.record = course.training.record()
+    course.record = record_of(course.training)
     course.end = facts(course.training)
     course.rng = torch.get_rng_state()
     return course

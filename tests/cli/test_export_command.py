@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from adalora_bench import cli
+from adalora_bench.engine.unit import run_unit
+from adalora_bench.engine.units import Unit, unit_folder
 from adalora_bench.export import peft_files
-from adalora_bench.run import run_unit
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.units import Unit, unit_folder
 
 pytestmark = pytest.mark.xdist_group("cli-export")
 

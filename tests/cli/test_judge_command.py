@@ -11,10 +11,10 @@ import tiny_data
 from judge_server import KEY, Server, reply, server
 
 from adalora_bench import cli
-from adalora_bench.run import run_unit
+from adalora_bench.engine.unit import run_unit
+from adalora_bench.engine.units import Unit, unit_folder
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.units import Unit, unit_folder
 
 __all__ = ["server"]  # a fixture
 

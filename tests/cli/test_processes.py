@@ -51,7 +51,7 @@ def test_a_helper_ends_with_its_leader_while_it_waits_for_it(tmp_path: Path) -> 
     errand = {"cell": asdict(cell), "seed": 0, "folder": str(tmp_path), "team": [1, 2]}
     errand["meeting"] = str(tmp_path / "meeting")  # to which nobody else comes
     helper = subprocess.Popen(
-        [sys.executable, "-m", "adalora_bench.train.helpers"],
+        [sys.executable, "-m", "adalora_bench.engine.helpers"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 from bench_process import bench, environment, facts, finish, records, running, state, wait_for, write_data
 
+from adalora_bench.engine.units import Unit, rerun_command
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.units import Unit, rerun_command
 
 pytestmark = pytest.mark.xdist_group("cli-sweep")  # its fixtures are made once
 

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from adalora_bench import prepare
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.run import run_unit
-from adalora_bench.units import Unit
+from adalora_bench.engine.unit import run_unit
+from adalora_bench.engine.units import Unit
 
 (cell,) = compose_cells(
     ["method=increlora", "task=toy", "backbone=tiny_bert", "scale=smoke", "backbone.dropout=0.1", "device=cpu"]

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from adalora_bench.engine.units import Unit, unit_folder
 from adalora_bench.errors import Interrupted
-from adalora_bench.launch import Unit, unit_folder
 
 Notify = Callable[[dict[str, Any]], None]
 Stop = Callable[[], int | None]

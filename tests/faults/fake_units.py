@@ -15,9 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from adalora_bench.engine.launch import launch
+from adalora_bench.engine.progress import make_progress
+from adalora_bench.engine.units import Unit, unit_folder
 from adalora_bench.errors import Interrupted, UserError
-from adalora_bench.launch import Unit, launch, unit_folder
-from adalora_bench.progress import make_progress
 from adalora_bench.store.records import LeaseHeld
 
 Notify = Callable[[dict[str, Any]], None]

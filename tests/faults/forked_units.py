@@ -94,10 +94,10 @@ class Started:
 
 @cache
 def _cell(overrides: tuple[str, ...]) -> Any:
-    from adalora_bench.run import Training
+    from adalora_bench.engine.training import Training
+    from adalora_bench.engine.units import Unit
     from adalora_bench.settings import prepare
     from adalora_bench.settings.compose import compose_cells
-    from adalora_bench.units import Unit
 
     (cell,) = compose_cells(overrides)
     (cell,) = prepare.keyed([cell], prepare.assets([cell], prepare.places_of(cell.config)))
@@ -107,9 +107,9 @@ def _cell(overrides: tuple[str, ...]) -> Any:
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
-    from adalora_bench.run import run_unit
+    from adalora_bench.engine.unit import run_unit
+    from adalora_bench.engine.units import Unit
     from adalora_bench.store.records import LeaseHeld
-    from adalora_bench.units import Unit
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if request["most_bytes"] is not None:

@@ -11,6 +11,7 @@ import torch
 from report_records import diverged, record
 from tiny_runs import FIRST, Course, begin
 
+from adalora_bench.engine.outcome import record_of
 from adalora_bench.lowrank import scores
 from adalora_bench.methods.run import Run
 from adalora_bench.report.tables import build_tables
@@ -109,7 +110,7 @@ def test_a_seed_that_goes_bad_is_diverged_within_one_logging_interval(
     short = [] if "score" in place else ["train.epochs=5"]
     course = begin(method, backbone, tmp_path, *short)
     spoil(course, BAD[bad], monkeypatch)
-    record = course.training.record()
+    record = record_of(course.training)
     assert record["status"] == "diverged", record["reason"]
     came = record["total_steps"] if "prediction" in place else STEP
     assert came <= record["steps"] <= came + INTERVAL
@@ -135,7 +136,7 @@ def test_one_answer_to_every_row_is_collapsed_and_keeps_its_score(
             p.data.zero_()
 
     monkeypatch.setattr(Run, "observe", observe)
-    record = course.training.record()
+    record = record_of(course.training)
     assert (record["status"], record["reason"]) == (
         "collapsed",
         "one and the same answer to every report row",

@@ -15,9 +15,9 @@ from tiny_runs import FIRST, begin, finish
 
 from adalora_bench import cli
 from adalora_bench.data import wheels
+from adalora_bench.engine.launch import launch
+from adalora_bench.engine.progress import PlainProgress
 from adalora_bench.errors import AssetError
-from adalora_bench.launch import launch
-from adalora_bench.progress import PlainProgress
 from adalora_bench.store.records import RecordStore
 
 SECRETS = {

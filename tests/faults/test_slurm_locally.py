@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from adalora_bench.launch import Summary, launch, unit_folder
-from adalora_bench.progress import PlainProgress
+from adalora_bench.engine.launch import launch
+from adalora_bench.engine.progress import PlainProgress
+from adalora_bench.engine.units import Summary, unit_folder
 from adalora_bench.settings.config import LaunchOptions
 
 submitit = pytest.importorskip("submitit", reason="launcher=slurm needs submitit: pip install '.[slurm]'")

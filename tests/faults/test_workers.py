@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from adalora_bench.launch import Summary, launch, unit_folder
-from adalora_bench.progress import PlainProgress, Progress
+from adalora_bench.engine.launch import launch
+from adalora_bench.engine.progress import PlainProgress, Progress
+from adalora_bench.engine.units import Summary, unit_folder
 
 HERE = Path(__file__).parent
 PATIENCE = 30.0  # seconds until a test gives up; the usual wait is far shorter

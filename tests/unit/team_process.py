@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from adalora_bench.run import Training
+from adalora_bench.engine.outcome import record_of
+from adalora_bench.engine.training import Training
+from adalora_bench.engine.units import Unit
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.train.team import Team
-from adalora_bench.units import Unit
 
 STEPS = 30
 SETTINGS = (
@@ -66,7 +67,7 @@ def train(method: str, team: Team, folder: Path) -> dict[str, Any]:
         structure.append([{name: layer.rank for name, layer in now.adapters.items()}, masks, hash_of(frozen)])
 
     now.observe = observed  # type: ignore[method-assign]
-    record = training.record()
+    record = record_of(training)
     rows = [json.loads(line) for line in (place / "steps.jsonl").read_text().splitlines()]
     total = sum(float(p.detach().double().abs().sum()) for p in now.model.parameters())
     return {

@@ -19,15 +19,16 @@ from adalora_bench.data import prompts
 from adalora_bench.data.fields import Generation
 from adalora_bench.data.mt_bench import TALK
 from adalora_bench.data.sources import Found, Places
+from adalora_bench.engine.outcome import record_of
+from adalora_bench.engine.training import Training
+from adalora_bench.engine.units import Unit
 from adalora_bench.errors import UserError
 from adalora_bench.forms import text as text_form
 from adalora_bench.metrics import METRICS
 from adalora_bench.models.backbone import Backbone
-from adalora_bench.run import Training
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.settings.config import build
-from adalora_bench.units import Unit
 
 TASKS = (*NEW, *OLD)
 BACKBONES = ("tiny_bert", "tiny_gpt2", "tiny_bart")
@@ -85,7 +86,7 @@ def test_it_trains_three_steps_and_is_scored(
 ) -> None:
     cell = cell_of(name, backbone, places)
     (cell,) = prepare.keyed([cell], prepare.assets([cell], prepare.places_of(cell.config)))
-    record = Training(Unit(cell, 0), tmp_path, lambda event: None, lambda: None).record()
+    record = record_of(Training(Unit(cell, 0), tmp_path, lambda event: None, lambda: None))
     assert record["status"] in ("ok", "collapsed")
     assert record["steps"] == 3
     scores = record["final"]["scores"]

@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from adalora_bench.engine.outcome import record_of
+from adalora_bench.engine.training import Training
+from adalora_bench.engine.units import Unit
 from adalora_bench.errors import UserError
 from adalora_bench.export import command, formats, peft_files
 from adalora_bench.export.command import Check, NotTheSame, export
@@ -22,12 +25,10 @@ from adalora_bench.lowrank.adapter import LowRankLinear, RankBlock
 from adalora_bench.lowrank.function import delta
 from adalora_bench.lowrank.plain import fuse_slices, plain_lora, update_of
 from adalora_bench.models import fused, heads
-from adalora_bench.run import Training
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.store.files import read_predictions
 from adalora_bench.store.records import RecordStore
-from adalora_bench.units import Unit
 
 # peft 0.21 asks transformers 5.23 for an attribute under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -72,7 +73,7 @@ def trained(
     records = RecordStore(store / "runs")
     folder = records.folder(cell.names, cell.key, 5)
     training = Training(Unit(cell, 5), folder, lambda event: None, lambda: None)
-    record = training.record()
+    record = record_of(training)
     assert record["status"] in ("ok", "collapsed"), record["reason"]
     records.write(record)
     training.run.model.eval()

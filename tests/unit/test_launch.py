@@ -13,22 +13,23 @@ from typing import Any
 
 import pytest
 
-from adalora_bench import launch as launch_module
-from adalora_bench.errors import UserError
-from adalora_bench.launch import (
+from adalora_bench.engine import local
+from adalora_bench.engine.launch import launch
+from adalora_bench.engine.local import worker_count
+from adalora_bench.engine.progress import Progress
+from adalora_bench.engine.units import (
     Done,
     Failure,
     Summary,
     Unit,
-    launch,
+    labels,
     rerun_command,
     unit_folder,
-    worker_count,
+    write_error_log,
 )
-from adalora_bench.progress import Progress
+from adalora_bench.engine.worker import in_one_line, resolve, signal_name, worker_environment
+from adalora_bench.errors import UserError
 from adalora_bench.store.environment import usable_cores
-from adalora_bench.units import labels, write_error_log
-from adalora_bench.worker import in_one_line, resolve, signal_name, worker_environment
 
 
 def unit(seed: int = 3, *overrides: str, key: str = "ab" * 32, scale: str = "cpu") -> Unit:
@@ -63,7 +64,7 @@ def test_rerun_command_survives_a_shell() -> None:
 
 def test_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_cores() >= 1
-    monkeypatch.setattr(launch_module, "usable_cores", lambda: 4)
+    monkeypatch.setattr(local, "usable_cores", lambda: 4)
     assert worker_count(None, 10, {}) == 4
     assert worker_count(None, 3, {}) == 3
     assert worker_count(8, 10, {}) == 8
@@ -130,7 +131,7 @@ def test_small_words() -> None:
 
 def test_launch_and_progress_import_no_torch() -> None:
     code = (
-        "import sys, adalora_bench.launch, adalora_bench.progress, adalora_bench.store.records; "
+        "import sys, adalora_bench.engine.launch, adalora_bench.engine.progress, adalora_bench.store.records; "
         "sys.exit(bool({'torch', 'transformers', 'datasets', 'numpy', 'hydra'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 
-from adalora_bench import cli, launch
+from adalora_bench import cli
+from adalora_bench.engine import launch
+from adalora_bench.engine.launch import check, launcher_class
+from adalora_bench.engine.launcher import SECOND_SIGNAL_SECONDS, Launcher
+from adalora_bench.engine.progress import Progress
+from adalora_bench.engine.ray import ASK_SECONDS, Board, BoardMailbox
+from adalora_bench.engine.slurm import parameters
+from adalora_bench.engine.unit_task import unit_tasks
+from adalora_bench.engine.units import Summary, Unit
 from adalora_bench.errors import UserError
-from adalora_bench.launchers import check, launcher_class
-from adalora_bench.launchers.base import SECOND_SIGNAL_SECONDS, Launcher
-from adalora_bench.launchers.ray import ASK_SECONDS, Board, BoardMailbox
-from adalora_bench.launchers.slurm import parameters
-from adalora_bench.launchers.unit_task import unit_tasks
-from adalora_bench.progress import Progress
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.units import Summary, Unit
+from adalora_bench.settings.config import LAUNCHERS
 
 COMMAND = ("method=lora", "task=toy", "scale=smoke")
 
@@ -32,6 +34,7 @@ def chosen(*more: str) -> dict[str, Any]:
 
 
 def test_every_launcher_has_its_class() -> None:
+    assert tuple(launch.CLASSES) == LAUNCHERS
     assert issubclass(launcher_class("local"), Launcher)
     with pytest.raises(UserError, match="unknown launcher 'slrum'; did you mean 'slurm'"):
         check("slrum")
@@ -71,7 +74,7 @@ def test_a_machine_without_slurm_is_a_sentence(
 
 def test_launchers_import_neither_torch_nor_their_package() -> None:
     code = (
-        "import sys, adalora_bench.launchers.ray, adalora_bench.launchers.slurm; "
+        "import sys, adalora_bench.engine.ray, adalora_bench.engine.slurm; "
         "sys.exit(bool({'torch', 'ray', 'submitit', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

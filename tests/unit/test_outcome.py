@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from adalora_bench import outcome
+from adalora_bench.engine import outcome
+from adalora_bench.engine.outcome import record_of
+from adalora_bench.engine.training import Training
+from adalora_bench.engine.units import Unit
 from adalora_bench.errors import UserError
-from adalora_bench.run import Training
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.units import Unit
 
 SETTINGS = (
     "method=full",
@@ -49,7 +50,7 @@ def test_a_backbone_that_cannot_be_loaded_once_more_costs_the_cosine_alone(
     error: Exception, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading_fails(training, monkeypatch, error)
-    record = training.record()
+    record = record_of(training)
     assert record["status"] in ("ok", "collapsed")
     assert record["cosine"] == {}
     (note,) = record["notes"]
@@ -62,6 +63,6 @@ def test_a_large_backbone_is_not_loaded_once_more(
 ) -> None:
     loading_fails(training, monkeypatch, AssertionError("loaded twice"))
     monkeypatch.setattr(outcome, "LOADED_AGAIN", 1000)
-    record = training.record()
+    record = record_of(training)
     assert record["cosine"] == {}
     assert "numbers are not loaded a second time" in record["notes"][0]

@@ -10,15 +10,16 @@ import torch
 import toy_forms
 from torch import nn
 
+from adalora_bench.engine.outcome import record_of
+from adalora_bench.engine.training import Training
+from adalora_bench.engine.units import Unit
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Method
 from adalora_bench.methods.run import OptimizerSettings, Run
-from adalora_bench.run import Training
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.train import loop
 from adalora_bench.train.parts import architecture_batches, divide, loss_parts
-from adalora_bench.units import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ def test_every_stage_of_the_sora_schedule_is_scored_on_training_rows_too(tmp_pat
         ]
     )
     (cell,) = prepare.keyed([cell], prepare.assets([cell], prepare.places_of(cell.config)))
-    record = Training(Unit(cell, 0), tmp_path, lambda event: None, lambda: None).record()
+    record = record_of(Training(Unit(cell, 0), tmp_path, lambda event: None, lambda: None))
     assert record["status"] in ("ok", "collapsed")
     assert [point["step"] for point in record["history"]] == [3, 6, 9]
     stages = [event for event in record["events"] if event["kind"] == "stage"]

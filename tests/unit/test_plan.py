@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from adalora_bench.engine.plan import duration, expect, gib_of, makespan, phases_of, plan, plan_lines
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Facts
-from adalora_bench.plan import duration, expect, gib_of, makespan, phases_of, plan, plan_lines
 from adalora_bench.settings.cells import cells_of, checked
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.settings.config import Cell

@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 from rich.console import Console
 
-from adalora_bench.progress import (
+from adalora_bench.engine.progress import (
     PlainProgress,
     Progress,
     TerminalProgress,

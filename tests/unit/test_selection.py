@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from adalora_bench.data import draw
+from adalora_bench.engine.outcome import record_of
+from adalora_bench.engine.training import Training
+from adalora_bench.engine.units import Unit
 from adalora_bench.errors import UserError
-from adalora_bench.run import Training
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.settings.config import Cell
 from adalora_bench.train.evaluate import Scoring
-from adalora_bench.units import Unit
 
 SETTINGS = (
     "method=lora",
@@ -37,7 +38,7 @@ def keyed(*more: str) -> Cell:
 def trained(folder: Path, *more: str) -> dict[str, Any]:
     cell = keyed(*more)
     prepare.check_late_failures(cell, prepare.look([cell], prepare.places_of(cell.config)))
-    return Training(Unit(cell, 0), folder, lambda event: None, lambda: None).record()
+    return record_of(Training(Unit(cell, 0), folder, lambda event: None, lambda: None))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_named_folder_serves_the_weights_and_leaves_no_path_in_the_record(tmp_path: Path) -> None:
-    from adalora_bench.outcome import _without_paths
+    from adalora_bench.engine.outcome import _without_paths
 
     _save_tiny("tiny_roberta", tmp_path / "mine")
     local = f"backbone.source.local={tmp_path / 'mine'}"

@@ -1,37 +1,25 @@
-"""`launch`, the seam of all launchers, and the local one: hand out, listen, replace the dead, stop in good order.
+"""Units on worker processes of this machine: hand out, listen, replace the dead, stop in good order.
 
-A unit is one (cell, seed). launcher=local starts `jobs` workers (spawned, so that each imports torch for itself
-with its own environment, and keeps it between units) and hands each the next free unit of the whole command.
-What goes wrong stays in its unit: an exception is a failed unit with its traceback in the unit's error.log, a
-worker that dies (exit, segfault, kill) is replaced. Ctrl-C, SIGTERM and SIGUSR1 ask the workers to write
-their checkpoints and end.
-
-The parent is one thread; it trusts the pipes and the process sentinels, not the workers. Imports no torch.
+`jobs` workers are spawned, so that each imports torch for itself with its own environment, and keeps it between units;
+each gets the next free unit of the whole command. The parent is one thread; it trusts the pipes and the process
+sentinels, not the workers. Imports no torch.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from multiprocessing import connection as mp_connection
-from pathlib import Path
 from typing import Any
 
+from adalora_bench.engine.launcher import Launcher
+from adalora_bench.engine.units import Summary, Unit
+from adalora_bench.engine.worker import Worker, signal_name
 from adalora_bench.errors import UserError
-from adalora_bench.launchers.base import Launcher
-from adalora_bench.progress import Progress
 from adalora_bench.store.environment import usable_cores
-from adalora_bench.units import Done, Failure, Summary, Unit, rerun_command, unit_folder
-from adalora_bench.worker import STOP_SIGNALS, Worker, signal_name
-
-__all__ = ["Done", "Failure", "Summary", "Unit", "launch", "rerun_command", "unit_folder", "usable_cores"]
-
-DEFAULT_WORKER = "adalora_bench.run:run_unit"
 
 
 def worker_count(jobs: int | None, units: int, options: Mapping[str, Any]) -> int:
@@ -47,37 +35,6 @@ def worker_count(jobs: int | None, units: int, options: Mapping[str, Any]) -> in
     most = (len(gpus) if gpus else usable_cores()) // (options.get("gpus_each") or 1)
     wanted = most if jobs is None else min(jobs, most) if gpus else jobs
     return max(1, min(wanted, units))
-
-
-def launch(
-    units: Sequence[Unit],
-    *,
-    store_root: Path,
-    jobs: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    progress: Progress,
-    worker: str = DEFAULT_WORKER,
-    skipped: Sequence[Unit] = (),
-    launcher: str = "local",
-) -> Summary:
-    """Run every unit once and say how each ended; raises nothing for what goes wrong inside a unit.
-
-    `worker` is "module:function", called in the child as `(unit, store_root, notify, stop, options)`, which
-    writes the record itself; `store_root` is the results folder. `options` go to it as they are;
-    read here: `threads`, `gpus`, `gpus_each`, `grace_seconds`, and `show_output=True`, which leaves the workers' stdout
-    and stderr alone instead of keeping their end for error.log. `launcher` names what runs the units
-    (adalora_bench/launchers); `on_interrupt="finish"` lets running units go on to their end after a Ctrl-C.
-    """
-    from adalora_bench.launchers import launcher_class
-
-    options = dict(options or {})
-    progress.start(len(units), len(skipped))
-    try:
-        with _stop_signals() as inbox:
-            pool = launcher_class(launcher)(list(units), store_root, options, progress, worker, inbox)
-            return pool.run(jobs, list(skipped))
-    finally:
-        progress.stop()
 
 
 class LocalPool(Launcher):
@@ -187,29 +144,3 @@ def _cause_of_death(code: int) -> str:
         return f"worker ended with exit code {code}"
     hint = "; often the system for want of memory" if -code == signal.SIGKILL else ""
     return f"worker ended with signal {-code} ({signal_name(-code)}{hint})"
-
-
-@contextmanager
-def _stop_signals() -> Iterator[int]:
-    """A file descriptor that gives each stop signal as one byte, so that waiting for workers wakes up.
-
-    A signal that was ignored when the command started (nohup, a background job of a shell) stays ignored.
-    """
-    inbox, outbox = os.pipe()
-    os.set_blocking(outbox, False)
-    main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
-
-    def remember(signum: int, _frame: object) -> None:
-        os.write(outbox, bytes([signum]))
-
-    before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
-    try:
-        for signum in STOP_SIGNALS:
-            if main and signal.getsignal(signum) is not signal.SIG_IGN:
-                before[signum] = signal.signal(signum, remember)
-        yield inbox
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
-        os.close(inbox)
-        os.close(outbox)

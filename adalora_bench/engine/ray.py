@@ -14,12 +14,12 @@ import time
 from select import select
 from typing import Any
 
+from adalora_bench.engine.launcher import Launcher
+from adalora_bench.engine.unit_task import UnitTask, settings, unit_tasks
+from adalora_bench.engine.units import Summary, Unit
+from adalora_bench.engine.worker import STOP_SIGNALS, Mailbox, in_one_line
 from adalora_bench.errors import UserError
-from adalora_bench.launchers.base import Launcher
-from adalora_bench.launchers.unit_task import UnitTask, settings, unit_tasks
 from adalora_bench.store.environment import usable_cores
-from adalora_bench.units import Summary, Unit
-from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
 
 KNOCK_SECONDS = 10.0  # until a cluster's address must have answered
 ASK_SECONDS = 1.0  # a unit asks the board at most this often whether to stop

@@ -1,9 +1,8 @@
-"""One unit: build -> train -> record. What happens to one (cell, seed), in the order in which it happens."""
+"""The parts of one unit, built from its config, and its course."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,11 +13,11 @@ import torch
 
 from adalora_bench import forms
 from adalora_bench.data.tasks import Task
+from adalora_bench.engine.units import Unit
 from adalora_bench.errors import Diverged, PromiseBroken
 from adalora_bench.methods.base import Method
 from adalora_bench.methods.run import OptimizerSettings, Run, adapter_parameters
 from adalora_bench.models.backbone import Backbone, Loaded
-from adalora_bench.outcome import describe
 from adalora_bench.seeds import derive, generator
 from adalora_bench.settings import prepare
 from adalora_bench.settings.config import build, scale_config, train_config
@@ -27,63 +26,21 @@ from adalora_bench.store.records import (
     CHECKPOINTS,
     FINISHED,
     PREDICTIONS,
-    RecordStore,
     append_jsonl,
     atomic_write,
     read_jsonl,
     write_predictions,
 )
 from adalora_bench.train import checkpoint, loop, parts
-from adalora_bench.train.device import check_precision, choose_device, fast_products
+from adalora_bench.train.device import check_precision, choose_device
 from adalora_bench.train.evaluate import Scoring, is_collapsed
-from adalora_bench.train.helpers import team_of
 from adalora_bench.train.meter import Meter
 from adalora_bench.train.team import ALONE, Team
-from adalora_bench.units import Unit
 
 Notify = Callable[[dict[str, Any]], None]
+
+
 Stop = Callable[[], int | None]
-
-
-def run_unit(
-    unit: Unit, store_root: Path, notify: Notify, stop: Stop, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Train one unit and write its record. Continues from a checkpoint where there is one.
-
-    Args:
-        unit: the cell, with its key, and the seed.
-        store_root: the results folder.
-        notify: takes progress events.
-        stop: gives the number of a signal that asks to stop, or None.
-        options: "force" runs again what is recorded; "threads" is torch's thread count (1).
-
-    Returns:
-        status, reason, scores and seconds, for the summary of the command.
-
-    Raises:
-        Interrupted: `stop` named a signal; the checkpoint is written.
-        LeaseHeld: another process works on this unit.
-    """
-    torch.set_num_threads(int(options.get("threads", 1)))
-    store = RecordStore(store_root / "runs")
-    folder = store.folder(unit.cell.names, unit.cell.key, unit.seed)
-    with store.lease(folder):
-        record = None if options.get("force") else store.read(folder)
-        if record is None or not store.is_done(unit.cell, unit.seed):
-            if options.get("force"):
-                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            device = choose_device(unit.cell.config["device"])
-            with team_of(unit, folder) as team, fast_products(device):
-                record = Training(unit, folder, notify, stop, team).record()
-            store.write(record)
-        # also those of a process that was killed after it had written its record
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return {
-        "status": record["status"],
-        "reason": record["reason"],
-        "scores": (record["final"] or {}).get("scores", {}),
-        "seconds": record["seconds"]["total"],
-    }
 
 
 class Training:
@@ -204,8 +161,8 @@ class Training:
 
     # -- the course -----------------------------------------------------------------------------------------
 
-    def record(self) -> dict[str, Any]:
-        """Train to the end and describe what came out; a diverged or broken run is described too."""
+    def course(self) -> tuple[str, str | None]:
+        """Train to the end; the status that a record has, and its reason: a diverged or broken run has one too."""
         call = loop.Callbacks(
             evaluate=self._evaluate,
             log=lambda row: append_jsonl(self.folder / "steps.jsonl", row),
@@ -214,7 +171,8 @@ class Training:
             stepped=self._stepped,
             stop=self.stop,
         )
-        status, reason = "ok", None
+        status: str = "ok"
+        reason: str | None = None
         try:
             seed, settings = self.unit.seed, self.loop_settings
             loop.train(self.method, self.run, self.data, seed, settings, self.meter, call, self.team)
@@ -228,7 +186,7 @@ class Training:
             status, reason = "failed", str(error)
         if status in FINISHED:
             self._keep_artefacts()
-        return describe(self, status, reason)
+        return status, reason
 
     def _evaluate(self) -> dict[str, float]:
         self.notify({"phase": "evaluate", "step": self.run.step, "total_steps": self.run.total_steps})

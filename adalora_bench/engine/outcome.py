@@ -19,12 +19,17 @@ from adalora_bench.train.device import products_by
 
 if TYPE_CHECKING:
     from adalora_bench.data.sources import Found
+    from adalora_bench.engine.training import Training
     from adalora_bench.methods.run import Run
-    from adalora_bench.run import Training
 
 log = logging.getLogger(__name__)
 
 LOADED_AGAIN = 10**9  # numbers of the largest backbone that is loaded once more: 4 GB in float32
+
+
+def record_of(training: Training) -> dict[str, Any]:
+    """Train a unit to its end, and the record of what came out."""
+    return describe(training, *training.course())
 
 
 def describe(training: Training, status: str, reason: str | None) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "tokens": training.meter.tokens,
         "flops": training.meter.flops,
         "environment": environment() | {"device": str(training.device), "float32_products": products_by()},
-        "git": git_state(Path(__file__).parent.parent),
+        "git": git_state(Path(__file__).parents[2]),
         "sources": {
             "task": _asset(training.found[cell.names["task"]]),
             "backbone": _asset(training.found[cell.names["backbone"]]),

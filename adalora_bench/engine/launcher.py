@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
-from adalora_bench.progress import Progress
-from adalora_bench.units import Done, Failure, Summary, Unit, labels, unit_folder, write_error_log
-from adalora_bench.worker import signal_name
+from adalora_bench.engine.progress import Progress
+from adalora_bench.engine.units import Done, Failure, Summary, Unit, labels, unit_folder, write_error_log
+from adalora_bench.engine.worker import signal_name
 
 GRACE_SECONDS = 30.0  # from the wish to stop until what runs is ended
 SECOND_SIGNAL_SECONDS = 1.0  # signals that come together are one; a later one means more

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.launchers.base import Launcher
+from adalora_bench.engine.launcher import Launcher
+from adalora_bench.engine.units import Unit, unit_folder
+from adalora_bench.engine.worker import Mailbox, in_one_line, run_one, worker_environment
 from adalora_bench.store.lease import wait_for_dead
-from adalora_bench.units import Unit, unit_folder
-from adalora_bench.worker import Mailbox, in_one_line, run_one, worker_environment
 
 # Variables of the command that decide what a unit reads (data/hub.py); a node has its own of everything else. Those of
 # the hub by their whole names: HF_TOKEN is a secret, and what travels is written into files (slurm).

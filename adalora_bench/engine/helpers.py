@@ -22,12 +22,12 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from adalora_bench.engine.units import Unit
+from adalora_bench.engine.worker import STOP_SIGNALS
 from adalora_bench.settings.config import Cell
 from adalora_bench.store.files import TEMPORARY
 from adalora_bench.train.device import backend, choose_device, fast_products, require_devices
 from adalora_bench.train.team import ALONE, Team
-from adalora_bench.units import Unit
-from adalora_bench.worker import STOP_SIGNALS
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def _helper(unit: Unit, folder: Path, meeting: Path, rank: int, size: int) -> su
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
-        [sys.executable, "-m", "adalora_bench.train.helpers"],
+        [sys.executable, "-m", "adalora_bench.engine.helpers"],
         env={**os.environ, "PYTHONPATH": paths},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -111,7 +111,7 @@ def _end_with_the_leader() -> None:
 
 def _train_along(errand: dict[str, Any], team: Team) -> None:
     """The unit's training, with its own rows of every batch and nothing to say."""
-    from adalora_bench.run import Training
+    from adalora_bench.engine.training import Training
     from adalora_bench.train import loop
 
     values = errand["cell"] | {name: tuple(errand["cell"][name]) for name in ("overrides", "seeds")}

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Mapping
 from select import select
 from typing import Any
 
+from adalora_bench.engine.launcher import Launcher
+from adalora_bench.engine.unit_task import UnitTask, settings, unit_tasks
+from adalora_bench.engine.units import Summary, Unit, count
+from adalora_bench.engine.worker import STOP_SIGNALS, Mailbox, in_one_line
 from adalora_bench.errors import UserError
-from adalora_bench.launchers.base import Launcher
-from adalora_bench.launchers.unit_task import UnitTask, settings, unit_tasks
-from adalora_bench.units import Summary, Unit, count
-from adalora_bench.worker import STOP_SIGNALS, Mailbox, in_one_line
 
 REQUEUE = signal.SIGUSR1
 POLL_SECONDS = 2.0

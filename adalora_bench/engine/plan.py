@@ -9,11 +9,11 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from statistics import median
 from typing import Any
 
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Facts, Method
-from adalora_bench.report.statistics import median
 from adalora_bench.settings.cells import name_of
 from adalora_bench.settings.config import Cell, build
 from adalora_bench.store.schema import DONE, finished_at

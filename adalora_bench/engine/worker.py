@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_bench.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from adalora_bench.units import Unit
+    from adalora_bench.engine.units import Unit
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 RETIRE_SECONDS = 10.0  # from the end of its last unit until a worker is killed

@@ -1,0 +1,1 @@
+"""Who trains what, where, and how it ended: units, workers, launchers, the plan, the progress."""
