@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adalora_bench.cli import _parser, _with_own_settings
+from adalora_bench.cli.parser import _parser, _with_own_settings
 
 
 @pytest.mark.parametrize("place", range(3))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from adalora_bench import cli
+from adalora_bench.cli import run
 from adalora_bench.engine import launch
 from adalora_bench.engine.launch import check, launcher_class
 from adalora_bench.engine.launcher import SECOND_SIGNAL_SECONDS, Launcher
@@ -116,7 +117,7 @@ def test_a_unit_of_two_processes_asks_for_two_cpus(monkeypatch: pytest.MonkeyPat
     asked: dict[str, Any] = {}
     monkeypatch.setattr(launch, "launch", lambda _, **more: asked.update(more["options"]))
     (cell,) = compose_cells([*COMMAND, "launcher=slurm", "device=cpu", "processes=2"])
-    cli._train([Unit(cell, 0)], [], cell.config, tmp_path)
+    run._train([Unit(cell, 0)], [], cell.config, tmp_path)
     assert parameters(asked["launch"], None)["cpus_per_task"] == 2
     assert "gib" not in asked  # of ray alone
 
