@@ -67,10 +67,11 @@ test-faults: install ## Every fault, many times (KILLS=50 PAIRS=20), and docs/re
 		--kills $(KILLS) --pairs $(PAIRS) --figures $(FIGURES) || status=$$?; \
 		$(BIN)/python scripts/reliability.py $(FIGURES) docs/reliability.md; exit $$status
 
-lint: install ## ruff (lint and format) and mypy
+lint: install ## ruff (lint and format), mypy and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
