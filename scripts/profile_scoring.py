@@ -43,7 +43,6 @@ from adalora_bench.methods.alora import SCREEN, Alora  # noqa: E402
 from adalora_bench.methods.run import OptimizerSettings, Run  # noqa: E402
 from adalora_bench.models.backbone import Backbone  # noqa: E402
 from adalora_bench.settings.compose import compose_cells  # noqa: E402
-from adalora_bench.settings.config import build  # noqa: E402
 from adalora_bench.train.loop import begin  # noqa: E402
 
 SHAPE = {
@@ -112,8 +111,8 @@ def built(weights: str | None, total: int) -> tuple[Alora, Run]:
             *shape,
         ]
     )
-    backbone: Backbone = build(cell.config["backbone"], "backbone")
-    method: Alora = build(cell.config["method"], "method")
+    backbone: Backbone = cell.backbone
+    method: Alora = cell.method
     found = Found(served_by="generated", folder=None, files={}, detail="")
     if weights:
         from adalora_bench.settings import prepare

@@ -186,7 +186,7 @@ def watched(method: str, backbone: str, folder: Path) -> Watched:
     course = begin(method, backbone, folder / f"{method}-{backbone}", *dropout(backbone))
     training = course.training
     with torch.random.fork_rng(devices=[]):  # the training has its generator where it wants it
-        bare = training.backbone.load(
+        bare = training.unit.cell.backbone.load(
             training.found[backbone],
             kind=training.form.kind,
             outputs=training.form.outputs,

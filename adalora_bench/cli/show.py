@@ -49,19 +49,16 @@ def show_command(arguments: argparse.Namespace) -> int:
 
 def one_example(cell: Cell) -> list[str]:
     """The first training row: its columns, and the text of what is given to the model and of what it must answer."""
-    from adalora_bench import forms
     from adalora_bench.settings import prepare
-    from adalora_bench.settings.config import build, scale_config
+    from adalora_bench.settings.assemble import form_of
 
     found = prepare.assets([cell], prepare.places_of(cell.config))
-    task, backbone = build(cell.config["task"], "task"), build(cell.config["backbone"], "backbone")
-    tokenizer = backbone.tokenizer(found[cell.names["backbone"]])
-    form = forms.make(task, backbone, tokenizer, cap=scale_config(cell).max_length)
+    form = form_of(cell, found)
     row = prepare.rows_of(cell, found[cell.names["task"]]).train[0]
     (example,) = form.encode([row], train=True)
     lines = [f"first training row on {cell.names['backbone']} (asked for: {form.kind}):"]
     lines += [f"  {name}: {_short(value)}" for name, value in row.items()]
-    lines += [f"  -> {name}: {text}" for name, text in _readable(example, tokenizer)]
+    lines += [f"  -> {name}: {text}" for name, text in _readable(example, form.tokenizer)]
     return lines
 
 

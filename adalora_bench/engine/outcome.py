@@ -51,14 +51,12 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
         "config": _without_paths(cell.config),
         "seed": training.unit.seed,
         "versions": {
-            "task": training.task.version,
-            "backbone": training.backbone.version,
+            "task": cell.task.version,
+            "backbone": cell.backbone.version,
             "method": training.method.version,
             "engine": prepare.ENGINE_VERSION,
         },
-        "data_fingerprint": training.task.fingerprint(
-            training.found[cell.names["task"]], cell.config["split"]
-        ),
+        "data_fingerprint": cell.task.fingerprint(training.found[cell.names["task"]], cell.config["split"]),
         "split": cell.config["split"],
         "status": status,
         "reason": reason,

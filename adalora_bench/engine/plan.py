@@ -13,9 +13,9 @@ from statistics import median
 from typing import Any
 
 from adalora_bench.errors import UserError
-from adalora_bench.methods.base import Facts, Method
+from adalora_bench.methods.base import Facts
 from adalora_bench.settings.cells import name_of
-from adalora_bench.settings.config import Cell, build
+from adalora_bench.settings.config import Cell
 from adalora_bench.store.schema import DONE, finished_at
 
 Record = Mapping[str, Any]
@@ -108,7 +108,7 @@ def _units(cell: Cell, records: Iterable[Record]) -> dict[str, int]:
 
 def phases_of(cell: Cell, facts: Facts) -> dict[str, int]:
     """The method's settings that are lengths, in steps."""
-    method: Method = build(cell.config["method"], "method")
+    method = cell.method
     lengths = {f.name: getattr(method, f.name) for f in fields(method) if "Phase" in str(f.type)}
     found = {}
     for name, value in lengths.items():

@@ -11,16 +11,13 @@ from typing import Any
 
 import torch
 
-from adalora_bench import forms
-from adalora_bench.data.tasks import Task
 from adalora_bench.engine.units import Unit
 from adalora_bench.errors import Diverged, PromiseBroken
-from adalora_bench.methods.base import Method
-from adalora_bench.methods.run import OptimizerSettings, Run, adapter_parameters
-from adalora_bench.models.backbone import Backbone, Loaded
-from adalora_bench.seeds import derive, generator
+from adalora_bench.methods.run import adapter_parameters
+from adalora_bench.models.backbone import Loaded
+from adalora_bench.seeds import derive
 from adalora_bench.settings import prepare
-from adalora_bench.settings.config import build, scale_config, train_config
+from adalora_bench.settings.assemble import assemble, form_of, load_backbone
 from adalora_bench.store.files import write_tensors
 from adalora_bench.store.records import (
     CHECKPOINTS,
@@ -54,10 +51,8 @@ class Training:
         self.checkpoints = folder / CHECKPOINTS
         notify({"phase": "load", "step": 0, "total_steps": None})
         with self.meter.phase("load"):
-            self.task: Task = build(config["task"], "task")
-            self.backbone: Backbone = build(config["backbone"], "backbone")
-            self.method: Method = build(config["method"], "method")
-            self.settings = train_config(unit.cell)
+            self.method = unit.cell.method
+            self.settings = unit.cell.train
             self.device = choose_device(config["device"])
             check_precision(self.settings.precision, self.device)
             self.found = prepare.assets([unit.cell], prepare.places_of(config))
@@ -68,10 +63,7 @@ class Training:
     # -- building -------------------------------------------------------------------------------------------
 
     def _encode(self) -> None:
-        found = self.found[self.unit.cell.names["backbone"]]
-        tokenizer = self.backbone.tokenizer(found)
-        cap = scale_config(self.unit.cell).max_length
-        self.form = forms.make(self.task, self.backbone, tokenizer, cap=cap)
+        self.form = form_of(self.unit.cell, self.found)
         self.all_data = loop.Data(
             train=self.form.encode(self.rows.train, train=True), form=self.form, device=self.device
         )
@@ -83,36 +75,20 @@ class Training:
 
     def load_backbone(self) -> Loaded:
         """The model as it is before the method is attached."""
-        return self.backbone.load(
-            self.found[self.unit.cell.names["backbone"]],
-            kind=self.form.kind,
-            outputs=self.form.outputs,
-            head_seed=derive(self.unit.seed, "head"),
-        )
+        return load_backbone(self.unit.cell, self.unit.seed, self.found, self.form)
 
     def _build(self) -> None:
         seed, train = self.unit.seed, self.settings
-        loaded = self.load_backbone()
-        loaded.model.to(self.device)
-        cap = scale_config(self.unit.cell).max_steps
-        total, per_epoch = train.step_counts(len(self.data.train), cap)
-        self.run = Run(
-            loaded.model,
-            loaded.modules,
-            total_steps=total,
-            steps_per_epoch=per_epoch,
-            settings=OptimizerSettings(
-                weight_decay=train.weight_decay,
-                decay_biases=train.decay_biases,
-                betas=(train.beta1, train.beta2),
-                eps=train.eps,
-                warmup=train.steps("warmup", total, per_epoch),
-                schedule=train.schedule,
-            ),
-            generator=generator(seed, "method"),
-            head=loaded.head,
+        self.run = assemble(
+            self.unit.cell,
+            seed,
+            self.found,
+            self.form,
+            rows=len(self.data.train),
+            device=self.device,
             reduce=self.team.mean,
         )
+        total, per_epoch = self.run.total_steps, self.run.steps_per_epoch
         self.scoring = Scoring(
             form=self.form,
             run=self.run,

@@ -115,7 +115,8 @@ def _write(
     """Rebuild, write, reload and compare. One model is in memory at a time."""
     from adalora_bench.export.formats import FORMATS
     from adalora_bench.export.readme import readme
-    from adalora_bench.export.trained import load_backbone, rebuild
+    from adalora_bench.export.trained import rebuild
+    from adalora_bench.settings.assemble import load_backbone
 
     trained = rebuild(cell, record, unit / ADAPTER, found)
     probe = trained.probe(ROWS)
@@ -130,10 +131,10 @@ def _write(
     head = {name: tensor.clone() for name, tensor in trained.head().items()}
     with writing(folder):
         written = FORMATS[form].write(trained, folder)
-        text = readme(record, written, task=trained.task, max_length=trained.form.max_length)
+        text = readme(record, written, task=trained.cell.task, max_length=trained.form.max_length)
         (folder / "README.md").write_text(text, encoding="utf-8")
     del trained
-    plain = load_backbone(cell, found, record["seed"])
+    plain = load_backbone(cell, record["seed"], found, probe.form)
     plain.model.load_state_dict(head, strict=False)
     base = probe.logits(plain.model)
     for p in plain.head:

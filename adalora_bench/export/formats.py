@@ -78,11 +78,11 @@ class Merged:
         found = trained.found[trained.cell.names["backbone"]]
         if isinstance(model, heads.TextModel):  # ours has forgotten how the published model is decoded
             body.generation_config = _generation_config(body, found.folder)
-        if trained.task.labels:
-            body.config.id2label = dict(enumerate(trained.task.labels))
-            body.config.label2id = {label: number for number, label in enumerate(trained.task.labels)}
+        if trained.cell.task.labels:
+            body.config.id2label = dict(enumerate(trained.cell.task.labels))
+            body.config.label2id = {label: number for number, label in enumerate(trained.cell.task.labels)}
         body.save_pretrained(folder)
-        trained.backbone.tokenizer(found).save_pretrained(folder)
+        trained.cell.backbone.tokenizer(found).save_pretrained(folder)
         _write_head(model, folder)
         said = f"a merged checkpoint of {sum(p.numel() for p in body.parameters()):,} numbers, with its tokenizer"
         arguments = "".join(f", {name}={value}" for name, value in _without_pooler(body).items())
@@ -105,7 +105,7 @@ FORMATS: dict[str, Format] = {"peft": Peft(), "merged": Merged()}
 
 def adapter_of(trained: Trained) -> Adapter:
     """The trained model as a LoRA of the transformers model, and the modules that were trained as a whole."""
-    model, backbone = trained.run.model, trained.backbone
+    model, backbone = trained.run.model, trained.cell.backbone
     pairs = of_transformers(model, trained.pairs())
     modules: dict[str, dict[str, Tensor]] = {}
     for name in trained.trained_beside_adapters():
@@ -152,7 +152,7 @@ def _written(trained: Trained, said: str, *, adapter: bool, arguments: str) -> W
         task_type=task_type(model),
         arguments=arguments,
         per_token=isinstance(model, heads.TokenLogits),
-        labels=trained.task.labels,
+        labels=trained.cell.task.labels,
     )
 
 

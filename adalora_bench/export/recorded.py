@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.data.sources import Found
-from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
 from adalora_bench.settings import prepare
-from adalora_bench.settings.config import Cell, build
+from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import with_key
 from adalora_bench.store.schema import FINISHED, misfit
 
@@ -53,8 +52,7 @@ def check_assets(cell: Cell, record: Mapping[str, Any], found: Mapping[str, Foun
     Raises:
         UserError: they are others.
     """
-    task: Task = build(cell.config["task"], "task")
-    data = task.fingerprint(found[cell.names["task"]], cell.config["split"])
+    data = cell.task.fingerprint(found[cell.names["task"]], cell.config["split"])
     if data != record["data_fingerprint"]:
         raise UserError(f"the rows of {cell.names['task']} that were found are not those of the record.")
     here, there = found[cell.names["backbone"]], record["sources"]["backbone"]

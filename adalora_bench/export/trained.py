@@ -12,18 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adalora_bench import forms
 from adalora_bench.data.sources import Found
-from adalora_bench.data.tasks import Task
 from adalora_bench.errors import UserError
 from adalora_bench.forms.base import Example, Form
 from adalora_bench.lowrank.plain import Pair, plain_lora
-from adalora_bench.methods.base import Method
-from adalora_bench.methods.run import OptimizerSettings, Run
-from adalora_bench.models.backbone import Backbone, Loaded
-from adalora_bench.seeds import derive, generator
+from adalora_bench.methods.run import Run
 from adalora_bench.settings import prepare
-from adalora_bench.settings.config import Cell, build, scale_config, train_config
+from adalora_bench.settings.assemble import assemble, form_of
+from adalora_bench.settings.config import Cell
 from adalora_bench.train import checkpoint
 from adalora_bench.train.evaluate import Predictions, predict
 
@@ -42,9 +38,6 @@ class Trained:
     """
 
     cell: Cell
-    task: Task
-    backbone: Backbone
-    method: Method
     form: Form
     found: dict[str, Found]
     run: Run
@@ -53,7 +46,8 @@ class Trained:
     def pairs(self) -> dict[str, Pair]:
         """Adapted layer -> (A', B') with dW = B' A' against the original weights. Layers of rank 0 are left out."""
         pairs = {
-            name: plain_lora(self.method.total_update(layer)) for name, layer in self.run.adapters.items()
+            name: plain_lora(self.cell.method.total_update(layer))
+            for name, layer in self.run.adapters.items()
         }
         return {name: (a, b) for name, (a, b) in pairs.items() if len(a)}
 
@@ -110,22 +104,6 @@ class Probe:
         return predict(self.form, model, self.asked, device=CPU, precision=precision)
 
 
-def form_of(cell: Cell, found: dict[str, Found]) -> Form:
-    """How the cell puts its task before its backbone."""
-    task: Task = build(cell.config["task"], "task")
-    backbone: Backbone = build(cell.config["backbone"], "backbone")
-    tokenizer = backbone.tokenizer(found[cell.names["backbone"]])
-    return forms.make(task, backbone, tokenizer, cap=scale_config(cell).max_length)
-
-
-def load_backbone(cell: Cell, found: dict[str, Found], seed: int) -> Loaded:
-    """The untrained model of a unit, on the CPU."""
-    backbone: Backbone = build(cell.config["backbone"], "backbone")
-    form = form_of(cell, found)
-    here = found[cell.names["backbone"]]
-    return backbone.load(here, kind=form.kind, outputs=form.outputs, head_seed=derive(seed, "head"))
-
-
 def rebuild(cell: Cell, record: dict[str, Any], file: Path, found: dict[str, Found]) -> Trained:
     """The model as it was when its record was written.
 
@@ -137,19 +115,9 @@ def rebuild(cell: Cell, record: dict[str, Any], file: Path, found: dict[str, Fou
     Raises:
         UserError: the file is damaged, or does not fit what the record's settings build.
     """
-    method: Method = build(cell.config["method"], "method")
-    loaded = load_backbone(cell, found, record["seed"])
-    train = train_config(cell)
-    _, per_epoch = train.step_counts(record["rows"]["train"], None)
-    run = Run(
-        loaded.model,
-        loaded.modules,
-        total_steps=record["total_steps"],
-        steps_per_epoch=per_epoch,
-        settings=OptimizerSettings(),
-        generator=generator(record["seed"], "method"),
-        head=loaded.head,
-    )
+    form, method = form_of(cell, found), cell.method
+    counted = record["rows"]
+    run = assemble(cell, record["seed"], found, form, rows=counted.get("weights", counted["train"]))
     method.attach(run)
     frozen = checkpoint.frozen_base_names(run, moves_base=method.moves_base)
     try:
@@ -165,10 +133,7 @@ def rebuild(cell: Cell, record: dict[str, Any], file: Path, found: dict[str, Fou
     run.model.eval()
     return Trained(
         cell=cell,
-        task=build(cell.config["task"], "task"),
-        backbone=build(cell.config["backbone"], "backbone"),
-        method=method,
-        form=form_of(cell, found),
+        form=form,
         found=found,
         run=run,
         tensors=tensors,

@@ -16,7 +16,7 @@ from adalora_bench.errors import UserError
 from adalora_bench.judge.judge import Judge, Verdict, judge_answers, signature
 from adalora_bench.metrics import GRADE
 from adalora_bench.settings import prepare
-from adalora_bench.settings.config import build, typed
+from adalora_bench.settings.config import typed
 from adalora_bench.settings.recorded import cell_of, locate
 from adalora_bench.store.records import PREDICTIONS, RecordStore, read_predictions
 from adalora_bench.store.schema import FINISHED
@@ -74,7 +74,7 @@ def _conversations(path: Path, record: Mapping[str, Any], settings: Mapping[str,
     """The record's questions with its stored answers."""
     cell = cell_of(record, settings)
     name, split = cell.names["task"], cell.config["split"]
-    task = build(cell.config["task"], "task")
+    task = cell.task
     if not isinstance(task, MtBench) or record["status"] not in FINISHED:
         raise UserError(
             f"{path}: {name}, {record['status']}: only answers of a finished mt_bench are judged."

@@ -10,11 +10,19 @@ import importlib
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.schedule import Phase, phase_steps
+
+if TYPE_CHECKING:
+    from adalora_bench.data.tasks import Task
+    from adalora_bench.methods.base import Method
+    from adalora_bench.models.backbone import Backbone
+
+T = TypeVar("T")
 
 GROUPS = ("method", "task", "backbone", "scale")
 LAUNCHERS = ("local", "ray", "slurm")
@@ -184,8 +192,9 @@ class Steering:
 class Cell:
     """One method x task x backbone with its settings.
 
-    `config` is resolved and plain. `overrides` is what the user typed beyond the four names, less what holds anyway,
-    for the row's label and the command that runs it again. `key` is empty until the data is known (`with_key`).
+    `config` is resolved and plain; `method`, `task`, `backbone`, `train` and `scale` are its groups, typed and checked
+    when they are first read (UserError). `overrides` is what the user typed beyond the four names, less what holds
+    anyway, for the row's label and the command that runs it again. `key` is empty until the data is known (`with_key`).
     """
 
     names: dict[str, str]
@@ -194,6 +203,40 @@ class Cell:
     seeds: tuple[int, ...]
     key: str = ""
     settings_key: str = ""
+
+    @cached_property
+    def method(self) -> Method:
+        return build(self.config["method"], "method")
+
+    @cached_property
+    def task(self) -> Task:
+        return build(self.config["task"], "task")
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return build(self.config["backbone"], "backbone")
+
+    @cached_property
+    def train(self) -> TrainConfig:
+        return typed(TrainConfig, self.config["train"], "train")
+
+    @cached_property
+    def scale(self) -> ScaleConfig:
+        return typed(ScaleConfig, self.config["scale"], "scale")
+
+    def with_keys(self, key: str, settings_key: str) -> Cell:
+        """The same cell, now that its data is known."""
+        keyed = replace(self, key=key, settings_key=settings_key)
+        keyed.__dict__.update({name: vars(self)[name] for name in TYPED if name in vars(self)})
+        return keyed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: the settings alone, which it types anew."""
+        return {name: value for name, value in vars(self).items() if name not in TYPED}
+
+
+TYPED = ("method", "task", "backbone", "train", "scale")
+"""Groups of a cell's settings that have a type."""
 
 
 # -- types and values ------------------------------------------------------------------------------------------
@@ -228,7 +271,7 @@ def build(node: Mapping[str, Any], name: str) -> Any:
     return typed(cls, {key: value for key, value in node.items() if key != "_target_"}, name)
 
 
-def typed(cls: type[Any], values: Mapping[str, Any], name: str) -> Any:
+def typed(cls: type[T], values: Mapping[str, Any], name: str) -> T:
     """`values` as an instance of the dataclass `cls`; every error names the dotted key and what was received."""
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -236,10 +279,12 @@ def typed(cls: type[Any], values: Mapping[str, Any], name: str) -> Any:
     schema = OmegaConf.structured(cls)
     _unlock(schema)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, dict(values)))
+        return cast(T, OmegaConf.to_object(OmegaConf.merge(schema, dict(values))))
     except ConfigKeyError as error:
         raise UserError(
-            unknown("setting", f"{name}.{error.full_key}", [f"{name}.{f.name}" for f in fields(cls)])
+            unknown(
+                "setting", f"{name}.{error.full_key}", [f"{name}.{f.name}" for f in fields(cast(Any, cls))]
+            )
         ) from None
     except MissingMandatoryValue as error:
         raise UserError(f"{name}.{error.full_key} is missing.") from None
@@ -274,15 +319,3 @@ def _unlock(node: Any) -> None:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
             _unlock(child)
-
-
-def train_config(cell: Cell) -> TrainConfig:
-    """The `train` group of a cell, typed and checked."""
-    config: TrainConfig = typed(TrainConfig, cell.config["train"], "train")
-    return config
-
-
-def scale_config(cell: Cell) -> ScaleConfig:
-    """The `scale` group of a cell, typed and checked."""
-    config: ScaleConfig = typed(ScaleConfig, cell.config["scale"], "scale")
-    return config

@@ -89,11 +89,4 @@ def with_key(cell: Cell, *, data_fingerprint: str, weights: str, engine: int) ->
         group: settings[group].pop("version") for group in ("method", "task", "backbone")
     }
     whole = {"settings": settings, "versions": versions, "data": data_fingerprint, "weights": weights}
-    return Cell(
-        names=cell.names,
-        config=cell.config,
-        overrides=cell.overrides,
-        seeds=cell.seeds,
-        key=digest(whole),
-        settings_key=digest(settings),
-    )
+    return cell.with_keys(digest(whole), digest(settings))

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_bench import forms, metrics
 from adalora_bench.data.sources import MODEL, Found, Places, Wanted, ensure, find
-from adalora_bench.data.tasks import Task, take
+from adalora_bench.data.tasks import take
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.models import four_bit, gradient_checkpointing
-from adalora_bench.models.backbone import Backbone
 from adalora_bench.settings.compose import accelerators
-from adalora_bench.settings.config import Cell, build, scale_config, train_config
+from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import digest, with_key
 
 if TYPE_CHECKING:
@@ -72,18 +71,16 @@ def look(cells: Iterable[Cell], places: Places) -> dict[str, Found]:
 def _wanted(cells: Iterable[Cell]) -> Iterable[Wanted]:
     wanted: dict[str, Wanted] = {}
     for cell in cells:
-        task: Task = build(cell.config["task"], "task")
-        backbone: Backbone = build(cell.config["backbone"], "backbone")
-        wanted[cell.names["task"]] = task.wanted(cell.names["task"], cell.config["split"])
+        wanted[cell.names["task"]] = cell.task.wanted(cell.names["task"], cell.config["split"])
         wanted[cell.names["backbone"]] = Wanted(
-            name=cell.names["backbone"], source=backbone.source, kind=MODEL
+            name=cell.names["backbone"], source=cell.backbone.source, kind=MODEL
         )
     return wanted.values()
 
 
 def rows_of(cell: Cell, found: Found) -> CellRows:
     """Load, split and cap the rows of a cell."""
-    task: Task = build(cell.config["task"], "task")
+    task = cell.task
     split = cell.config["split"]
     train_limit, report_limit = row_limits(cell)
     loaded = task.load(found, split)
@@ -105,7 +102,7 @@ def rows_of(cell: Cell, found: Found) -> CellRows:
 
 def row_limits(cell: Cell) -> tuple[int | None, int | None]:
     """Caps on the training and on the report rows; None is no cap."""
-    train, scale = train_config(cell), scale_config(cell)
+    train, scale = cell.train, cell.scale
     return _least(train.train_rows, scale.max_train_rows), _least(train.report_rows, scale.max_eval_rows)
 
 
@@ -121,8 +118,7 @@ def keyed(cells: Iterable[Cell], found: dict[str, Found]) -> list[Cell]:
     for cell in cells:
         same_rows = digest([cell.config["task"], cell.config["split"]])
         if same_rows not in prints:
-            task: Task = build(cell.config["task"], "task")
-            prints[same_rows] = task.fingerprint(found[cell.names["task"]], cell.config["split"])
+            prints[same_rows] = cell.task.fingerprint(found[cell.names["task"]], cell.config["split"])
         weights = weights_identity(found[cell.names["backbone"]])
         new = with_key(cell, data_fingerprint=prints[same_rows], weights=weights, engine=ENGINE_VERSION)
         with_keys.setdefault(new.key, new)
@@ -151,11 +147,7 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> Facts | None:
         UserError: with the numbers.
         AssetError: a metric needs what pip alone does not bring.
     """
-    from adalora_bench.methods.base import Method
-
-    task: Task = build(cell.config["task"], "task")
-    backbone: Backbone = build(cell.config["backbone"], "backbone")
-    method: Method = build(cell.config["method"], "method")
+    task, backbone, method = cell.task, cell.backbone, cell.method
     forms.check_fit(task, backbone)
     backbone.check_targets(method.targets)
     if backbone.load_in_4bit:
@@ -171,26 +163,23 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> Facts | None:
     if backbone.gradient_checkpointing:
         gradient_checkpointing.check(method.no_gradient_checkpointing)
     metrics.require(task.metrics)
-    early_stop = train_config(cell).early_stop
+    early_stop = cell.train.early_stop
     chosen = early_stop.metric if early_stop else None
     names = [*task.score_names(forms.variant_on(task, backbone)), "loss"]
     if chosen is not None and chosen not in names:
         raise UserError(unknown("metric in train.early_stop.metric", chosen, names))
     facts = facts_of(cell, found)
     if facts is not None:
-        train_config(cell).steps("eval_every", facts.total_steps, facts.steps_per_epoch)
+        cell.train.steps("eval_every", facts.total_steps, facts.steps_per_epoch)
         method.precheck(facts)
     return facts
 
 
 def facts_of(cell: Cell, found: dict[str, Found]) -> Facts | None:
     """Steps and adapted matrices of a cell; None where the number of training rows is not known."""
-    from adalora_bench.methods.base import Facts, Method
+    from adalora_bench.methods.base import Facts
 
-    task: Task = build(cell.config["task"], "task")
-    backbone: Backbone = build(cell.config["backbone"], "backbone")
-    method: Method = build(cell.config["method"], "method")
-    train, scale = train_config(cell), scale_config(cell)
+    task, method, train = cell.task, cell.method, cell.train
     if cell.names["task"] in found:
         rows = task.counts(found[cell.names["task"]], cell.config["split"])["train"]
     elif task.train_split in task.official_rows:
@@ -199,10 +188,10 @@ def facts_of(cell: Cell, found: dict[str, Found]) -> Facts | None:
         return None
     limit, _ = row_limits(cell)
     rows = method.rows_for_weights(rows if limit is None else min(rows, limit))
-    total, per_epoch = train.step_counts(rows, scale.max_steps)
+    total, per_epoch = train.step_counts(rows, cell.scale.max_steps)
     return Facts(
         total_steps=total,
         steps_per_epoch=per_epoch,
         warmup=train.steps("warmup", total, per_epoch),
-        modules=backbone.count_modules(method.targets),
+        modules=cell.backbone.count_modules(method.targets),
     )

@@ -19,7 +19,7 @@ from adalora_bench.methods.base import Method
 from adalora_bench.models.backbone import Backbone
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells, conf_dir, options
-from adalora_bench.settings.config import Cell, ScaleConfig, TrainConfig, build, scale_config, train_config
+from adalora_bench.settings.config import Cell, ScaleConfig, TrainConfig, build
 
 CONF = conf_dir()
 RECIPES = sorted(path.relative_to(CONF / "recipe").with_suffix("") for path in CONF.glob("recipe/*/*/*.yaml"))
@@ -43,11 +43,11 @@ def cell_of(**names: str) -> Cell:
 def built(cell: Cell) -> dict[str, Any]:
     """All typed parts of a cell."""
     return {
-        "method": build(cell.config["method"], "method"),
-        "task": build(cell.config["task"], "task"),
-        "backbone": build(cell.config["backbone"], "backbone"),
-        "train": train_config(cell),
-        "scale": scale_config(cell),
+        "method": cell.method,
+        "task": cell.task,
+        "backbone": cell.backbone,
+        "train": cell.train,
+        "scale": cell.scale,
     }
 
 
@@ -170,7 +170,7 @@ def test_no_key_is_missing(group: str, name: str) -> None:
 
 @pytest.mark.parametrize("method", options("method"))
 def test_methods_train_and_scale_have_no_default_in_python(method: str) -> None:
-    cls = type(build(cell_of(**(SMALL | {"method": method})).config["method"], "method"))
+    cls = type(cell_of(**(SMALL | {"method": method})).method)
     for kind in (cls, TrainConfig, ScaleConfig, Backbone):
         for field in fields(kind):
             assert field.default is MISSING, f"{kind.__name__}.{field.name} has a default outside conf/"

@@ -12,7 +12,7 @@ from adalora_bench.errors import UserError
 from adalora_bench.methods.svd_pattern import SvdPattern
 from adalora_bench.models.backbone import Backbone
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.settings.config import Cell, build
+from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import with_key
 from adalora_bench.settings.pattern import public
 
@@ -22,7 +22,7 @@ KEY = "0123456789abcdef" * 4
 
 def modules() -> list[str]:
     (cell,) = compose_cells(CELL)
-    backbone: Backbone = build(cell.config["backbone"], "backbone")
+    backbone: Backbone = cell.backbone
     return list(backbone.module_roles())
 
 
@@ -66,7 +66,7 @@ def test_the_ranks_of_a_record_become_settings(tmp_path: Path) -> None:
     for place in (path, path.parent):
         cell = cell_of(f"method.pattern_from={place}")
         assert cell.config["method"]["ranks"] == {name: k for k, name in enumerate(modules())}
-        method = build(cell.config["method"], "method")
+        method = cell.method
         assert isinstance(method, SvdPattern)
         assert method.ranks_of([f"body.{name}" for name in modules()])[f"body.{modules()[5]}"] == 5
 

@@ -23,7 +23,6 @@ from adalora_bench import cli
 from adalora_bench.data.sources import Found
 from adalora_bench.errors import Interrupted, UserError
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.settings.config import build
 from adalora_bench.store.records import RecordStore
 from adalora_bench.train import checkpoint
 
@@ -46,7 +45,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _backbone() -> Any:
     (cell,) = compose_cells([f"backbone={FIRST}", "method=lora", "task=toy", "scale=smoke"])
-    return build(cell.config["backbone"], "backbone")
+    return cell.backbone
 
 
 def _change(path: Path, **changes: Any) -> None:

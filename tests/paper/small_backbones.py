@@ -13,7 +13,6 @@ from adalora_bench.methods.base import Method
 from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.models.backbone import Backbone
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.settings.config import build
 from adalora_bench.train.loop import begin
 
 TEXT = ("tiny_gpt2", "tiny_llama", "tiny_bart")
@@ -26,7 +25,7 @@ END = 2  # token id
 def backbone_of(name: str) -> Backbone:
     task = "toy_text" if name in TEXT else "toy"
     (cell,) = compose_cells(["method=lora", f"backbone={name}", f"task={task}", "scale=smoke"])
-    made: Backbone = build(cell.config["backbone"], "backbone")
+    made: Backbone = cell.backbone
     return made
 
 

@@ -27,7 +27,6 @@ from adalora_bench.methods.ssp import Ssp, fitting
 from adalora_bench.models import heads
 from adalora_bench.models.backbone import Backbone, Loaded
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.settings.config import build
 
 # config.json of microsoft/deberta-v3-base, FacebookAI/roberta-base and -large, openai-community/gpt2-medium and
 # meta-llama/Llama-2-7b-hf: what the shapes follow from.
@@ -216,8 +215,8 @@ def weightless() -> Iterator[None]:
 def method_of(backbone: str, method: str, *settings: str) -> tuple[Backbone, Method]:
     names = [f"method={method}", f"backbone={backbone}", "task=rte", "scale=paper"]
     (cell,) = compose_cells([*names, *settings])
-    made: Backbone = build(cell.config["backbone"], "backbone")
-    return replace(made, config=CONFIGS[backbone]), build(cell.config["method"], "method")
+    made: Backbone = cell.backbone
+    return replace(made, config=CONFIGS[backbone]), cell.method
 
 
 def attached(backbone: Backbone, method: Method, kind: str = "classification") -> Run:

@@ -88,7 +88,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def expected(training: Training) -> tuple[Tensor, Tensor]:
     """Logits of the texts: of the trained model, and of its backbone as it was before with the trained head."""
-    tokenizer = training.backbone.tokenizer(training.found[training.unit.cell.names["backbone"]])
+    tokenizer = training.unit.cell.backbone.tokenizer(training.found[training.unit.cell.names["backbone"]])
     cut = {"truncation": True, "max_length": training.form.max_length}
     batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt", **cut))
     base = plain_model(training)
@@ -100,7 +100,7 @@ def expected(training: Training) -> tuple[Tensor, Tensor]:
 def plain_model(training: Training) -> nn.Module:
     found = training.found[training.unit.cell.names["backbone"]]
     form = training.form
-    return training.backbone.load(found, kind=form.kind, outputs=form.outputs, head_seed=99).model
+    return training.unit.cell.backbone.load(found, kind=form.kind, outputs=form.outputs, head_seed=99).model
 
 
 def by_the_readme(folder: Path, training: Training, tmp_path: Path) -> dict[str, Any]:
@@ -112,12 +112,12 @@ def by_the_readme(folder: Path, training: Training, tmp_path: Path) -> dict[str,
         plain.generation_config = GenerationConfig.from_model_config(plain.config)
     plain.save_pretrained(base)
     found = training.found[training.unit.cell.names["backbone"]]
-    training.backbone.tokenizer(found).save_pretrained(base)
+    training.unit.cell.backbone.tokenizer(found).save_pretrained(base)
     match = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert match is not None
     code = match[1].replace('"this folder"', repr(str(folder)))
     code = code.replace('"the backbone: its folder, or its name on the hub"', repr(str(base)))
-    columns = ", ".join(f'["{name}"]' for name in training.task.text)
+    columns = ", ".join(f'["{name}"]' for name in training.unit.cell.task.text)
     texts = '["prompt"]' if training.form.kind == "text" else columns
     assert texts in code
     assert len([line for line in code.splitlines() if "import" not in line and line]) <= 11

@@ -21,7 +21,7 @@ def cell(*more: str) -> Cell:
     (one,) = compose_cells(
         ["method=increlora", "task=toy", "backbone=tiny_bert", "scale=smoke", "seeds=[0,1,2,3]", *more]
     )
-    return Cell(**(vars(one) | {"key": "a" * 64, "settings_key": "b" * 64}))
+    return one.with_keys("a" * 64, "b" * 64)
 
 
 def record(seed: int, **more: Any) -> dict[str, Any]:

@@ -84,9 +84,8 @@ def test_dev_rows_choose_the_best_and_are_not_reported(tmp_path: Path) -> None:
 def test_counts_agree_with_the_rows() -> None:
     cell = keyed("split=dev_test")
     found = prepare.look([cell], prepare.places_of(cell.config))["toy"]
-    from adalora_bench.settings.config import build
 
-    task = build(cell.config["task"], "task")
+    task = cell.task
     loaded = task.load(found, "dev_test")
     assert task.counts(found, "dev_test") == {
         "train": len(loaded.train),

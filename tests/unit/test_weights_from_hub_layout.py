@@ -43,7 +43,7 @@ def test_a_pinned_snapshot_in_the_hub_cache_is_found_and_loaded_offline(
     saved = _save_tiny(tiny, folder)
 
     found = prepare.assets([cell], prepare.places_of(cell.config))[backbone]
-    loaded = build(cell.config["backbone"], "backbone").load(found, outputs=2, head_seed=0)
+    loaded = cell.backbone.load(found, outputs=2, head_seed=0)
 
     assert found.served_by == "hub"
     assert source["revision"] in found.detail
@@ -70,7 +70,7 @@ def test_a_local_folder_beside_the_data_serves_the_weights(tmp_path: Path) -> No
     found = prepare.assets([cell], prepare.places_of(cell.config))["roberta_base"]
     assert found.served_by == "local"
     assert len(prepare.weights_identity(found)) == 64  # other weights in the folder give another key
-    tokens = build(cell.config["backbone"], "backbone").tokenizer(found)("one", "two")
+    tokens = cell.backbone.tokenizer(found)("one", "two")
     assert len(tokens["input_ids"]) == 1 + 3 + 1 + 3 + 1
 
 
