@@ -117,7 +117,7 @@ def built(weights: str | None, total: int) -> tuple[Alora, Run]:
     if weights:
         from adalora_bench.settings import prepare
 
-        found = prepare.assets([cell], prepare.places_of(cell.config))[weights]
+        found = prepare.assets([cell], prepare.places_of(cell.config)).backbone(cell)
     loaded = backbone.load(found, kind="classification", outputs=2, head_seed=0)
     run = Run(
         loaded.model,

@@ -187,7 +187,7 @@ def watched(method: str, backbone: str, folder: Path) -> Watched:
     training = course.training
     with torch.random.fork_rng(devices=[]):  # the training has its generator where it wants it
         bare = training.unit.cell.backbone.load(
-            training.found[backbone],
+            training.found.backbone(training.unit.cell),
             kind=training.form.kind,
             outputs=training.form.outputs,
             head_seed=derive(SEED, "head"),

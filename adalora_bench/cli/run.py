@@ -17,7 +17,9 @@ from adalora_bench.cli.results import (
 )
 from adalora_bench.engine.units import Summary, Unit, count, summary_lines, unit_folder
 from adalora_bench.errors import EXIT_OK, UserError
+from adalora_bench.settings import prepare
 from adalora_bench.settings.config import Cell
+from adalora_bench.settings.prepare import Assets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 def run_command(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked, skip what is recorded, train the rest, refresh the tables."""
     from adalora_bench.engine.launch import check
-    from adalora_bench.settings import prepare
     from adalora_bench.settings.cells import checked
     from adalora_bench.store.records import RecordStore
 
@@ -41,10 +42,10 @@ def run_command(arguments: argparse.Namespace) -> int:
     _say(left_out, out)
     _say_scale(cells, arguments.overrides, out)
     found = prepare.assets(cells, places)
-    if found.keys() - present.keys():  # what was not there before may have other row counts than official
+    if found != present:  # what was not there before may have other row counts than official
         cells, _, left_out = checked(cells, found, table=table)
         _say(left_out, out)
-    cells = prepare.keyed(cells, found)
+    cells = _keyed(cells, found, out)
 
     results = Path(common["results_dir"])
     store = RecordStore(results / "runs")
@@ -78,16 +79,13 @@ def plan_command(arguments: argparse.Namespace) -> int:
     """Which units are done, missing, stale or failed, the phases of each method, hours and GiB by past records."""
     from adalora_bench.engine import plan
     from adalora_bench.engine.local import worker_count
-    from adalora_bench.settings import prepare
     from adalora_bench.settings.cells import checked
 
     out = console()
     cells = _cells(arguments, out)
     common = cells[0].config
     found = prepare.look(cells, prepare.places_of(common))
-    here = [{cell.names["task"], cell.names["backbone"]} <= found.keys() for cell in cells]
-    keyed = iter(prepare.keyed([cell for cell, there in zip(cells, here, strict=True) if there], found))
-    cells = [next(keyed) if there else cell for cell, there in zip(cells, here, strict=True)]
+    cells = _keyed(cells, found, out)
     cells, facts, left_out = checked(cells, found, table=_is_table(arguments))
     _say(left_out, out)
     _say_scale(cells, arguments.overrides, out)
@@ -109,6 +107,15 @@ def _cells(arguments: argparse.Namespace, out: Console) -> list[Cell]:
     cells, left_out = cells_of(arguments.overrides, multirun=arguments.multirun)
     _say(left_out, out)
     return cells
+
+
+def _keyed(cells: list[Cell], found: Assets, out: Console) -> list[Cell]:
+    """The cells with their keys; says where several that were typed are one."""
+    keyed = prepare.keyed(cells, found)
+    if len(keyed) < len(cells):
+        once = f"{count(len(cells) - len(keyed), 'cell')} of this command differ from others in no number"
+        out.print(f"{once}; they count once", soft_wrap=True)
+    return keyed
 
 
 def _is_table(arguments: argparse.Namespace) -> bool:
@@ -163,7 +170,7 @@ def _say_scale(cells: list[Cell], overrides: Sequence[str], out: Console) -> Non
 
 def fetch_command(arguments: argparse.Namespace) -> int:
     """Bring what the cells of a command read. A task or a backbone alone will do: the method does not matter."""
-    from adalora_bench.settings import prepare
+    from adalora_bench.data.sources import ensure
     from adalora_bench.settings.compose import compose_cells
 
     out = console()
@@ -175,6 +182,7 @@ def fetch_command(arguments: argparse.Namespace) -> int:
     overrides = [*arguments.overrides, *rest]
     cells = compose_cells(overrides, multirun=True)
     _say_scale(cells, overrides, out)
-    for name, found in prepare.assets(cells, prepare.places_of(cells[0].config)).items():
-        out.print(f"{name}: {found.served_by}, {found.detail}", soft_wrap=True)
+    every = prepare.wanted(cells)
+    for want, found in zip(every, ensure(every, prepare.places_of(cells[0].config)), strict=True):
+        out.print(f"{want.name}: {found.served_by}, {found.detail}", soft_wrap=True)
     return EXIT_OK

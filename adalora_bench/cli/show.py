@@ -54,7 +54,7 @@ def one_example(cell: Cell) -> list[str]:
 
     found = prepare.assets([cell], prepare.places_of(cell.config))
     form = form_of(cell, found)
-    row = prepare.rows_of(cell, found[cell.names["task"]]).train[0]
+    row = prepare.rows_of(cell, found.task(cell)).train[0]
     (example,) = form.encode([row], train=True)
     lines = [f"first training row on {cell.names['backbone']} (asked for: {form.kind}):"]
     lines += [f"  {name}: {_short(value)}" for name, value in row.items()]

@@ -125,11 +125,16 @@ class Found:
 class Wanted:
     """One thing that a command needs. `optional` splits are used where they are, and not missed elsewhere."""
 
-    name: str  # key of the answer, and the word for it in messages: "rte", "minilm_l6"
+    name: str  # the word for it in messages: "rte", "minilm_l6"; two things may share it
     source: Source
     kind: str  # DATASET or MODEL
     splits: Sequence[str] = ()
     optional: Sequence[str] = ()
+
+    @property
+    def identity(self) -> str:
+        """What is asked for, whatever its name: equal for two that the same files answer."""
+        return repr((self.kind, self.source, [*self.splits], [*self.optional]))
 
 
 def parts_of(source: Source, splits: Sequence[str] | None) -> list[tuple[Source, dict[str, str]]]:

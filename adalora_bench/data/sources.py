@@ -119,12 +119,12 @@ def fetch(
     raise AssetError("; ".join(tried))
 
 
-def ensure(wanted: Sequence[Wanted], places: Places) -> dict[str, Found]:
-    """Everything that a command needs, by name: found, else fetched unless offline.
+def ensure(wanted: Sequence[Wanted], places: Places) -> list[Found]:
+    """Everything that a command needs, in the order of `wanted`: found, else fetched unless offline.
 
     AssetError: one message that names all that is missing, why, and what to do.
     """
-    found: dict[str, Found] = {}
+    found: list[Found] = []
     missing: list[tuple[Wanted, str]] = []
     for item in wanted:
         try:
@@ -133,8 +133,9 @@ def ensure(wanted: Sequence[Wanted], places: Places) -> dict[str, Found]:
                 why = _incomplete(item, places) or "not on this machine"
                 missing.append((item, f"{why}, and this is an offline run"))
             else:
-                found[item.name] = hit or fetch(
-                    item.source, places, splits=item.splits, kind=item.kind, optional=item.optional
+                found.append(
+                    hit
+                    or fetch(item.source, places, splits=item.splits, kind=item.kind, optional=item.optional)
                 )
         except AssetError as error:
             missing.append((item, str(error)))

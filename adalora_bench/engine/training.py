@@ -56,7 +56,7 @@ class Training:
             self.device = choose_device(config["device"])
             check_precision(self.settings.precision, self.device)
             self.found = prepare.assets([unit.cell], prepare.places_of(config))
-            self.rows = prepare.rows_of(unit.cell, self.found[unit.cell.names["task"]])
+            self.rows = prepare.rows_of(unit.cell, self.found.task(unit.cell))
             self._encode()
             self._build()
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_bench.data.sources import Found
 from adalora_bench.errors import EXIT_UNIT_FAILED, UserError, unknown
 from adalora_bench.export.recorded import ADAPTER, check_assets, read_record
 from adalora_bench.settings import prepare
 from adalora_bench.settings.config import Cell
+from adalora_bench.settings.prepare import Assets
 from adalora_bench.settings.recorded import cell_of, locate
 from adalora_bench.store.files import TEMPORARY, read_predictions, writing
 from adalora_bench.store.records import PREDICTIONS
@@ -110,7 +110,7 @@ def export(where: str, settings: Mapping[str, str]) -> list[str]:
 
 
 def _write(
-    record: dict[str, Any], unit: Path, cell: Cell, found: dict[str, Found], form: str, folder: Path
+    record: dict[str, Any], unit: Path, cell: Cell, found: Assets, form: str, folder: Path
 ) -> tuple[str, Check, list[str]]:
     """Rebuild, write, reload and compare. One model is in memory at a time."""
     from adalora_bench.export.formats import FORMATS

@@ -75,7 +75,7 @@ class Merged:
             setattr(model.get_submodule(parent), child, layer.merge())
         fused.fuse(model)
         body: Any = model.get_submodule("body")
-        found = trained.found[trained.cell.names["backbone"]]
+        found = trained.found.backbone(trained.cell)
         if isinstance(model, heads.TextModel):  # ours has forgotten how the published model is decoded
             body.generation_config = _generation_config(body, found.folder)
         if trained.cell.task.labels:

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adalora_bench.data.sources import Found
 from adalora_bench.errors import UserError
 from adalora_bench.settings import prepare
 from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import with_key
+from adalora_bench.settings.prepare import Assets
 from adalora_bench.store.schema import FINISHED, misfit
 
 ADAPTER = "adapter.safetensors"
@@ -46,16 +46,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def check_assets(cell: Cell, record: Mapping[str, Any], found: Mapping[str, Found]) -> list[str]:
+def check_assets(cell: Cell, record: Mapping[str, Any], found: Assets) -> list[str]:
     """Are the rows and weights those of the record? Notes for what cannot be told.
 
     Raises:
         UserError: they are others.
     """
-    data = cell.task.fingerprint(found[cell.names["task"]], cell.config["split"])
+    data = cell.task.fingerprint(found.task(cell), cell.config["split"])
     if data != record["data_fingerprint"]:
         raise UserError(f"the rows of {cell.names['task']} that were found are not those of the record.")
-    here, there = found[cell.names["backbone"]], record["sources"]["backbone"]
+    here, there = found.backbone(cell), record["sources"]["backbone"]
     again = with_key(
         replace(cell, config=record["config"]),
         data_fingerprint=data,

@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adalora_bench.data.sources import Found
 from adalora_bench.errors import UserError
 from adalora_bench.forms.base import Example, Form
 from adalora_bench.lowrank.plain import Pair, plain_lora
@@ -20,6 +19,7 @@ from adalora_bench.methods.run import Run
 from adalora_bench.settings import prepare
 from adalora_bench.settings.assemble import assemble, form_of
 from adalora_bench.settings.config import Cell
+from adalora_bench.settings.prepare import Assets
 from adalora_bench.train import checkpoint
 from adalora_bench.train.evaluate import Predictions, predict
 
@@ -39,7 +39,7 @@ class Trained:
 
     cell: Cell
     form: Form
-    found: dict[str, Found]
+    found: Assets
     run: Run
     tensors: dict[str, Tensor]
 
@@ -67,7 +67,7 @@ class Trained:
 
     def probe(self, rows: int) -> Probe:
         """The first report rows, encoded."""
-        report = prepare.rows_of(self.cell, self.found[self.cell.names["task"]]).report
+        report = prepare.rows_of(self.cell, self.found.task(self.cell)).report
         suffix = next(iter(report))
         chosen = report[suffix][:rows]
         return Probe(
@@ -104,7 +104,7 @@ class Probe:
         return predict(self.form, model, self.asked, device=CPU, precision=precision)
 
 
-def rebuild(cell: Cell, record: dict[str, Any], file: Path, found: dict[str, Found]) -> Trained:
+def rebuild(cell: Cell, record: dict[str, Any], file: Path, found: Assets) -> Trained:
     """The model as it was when its record was written.
 
     Args:

@@ -79,7 +79,7 @@ def _conversations(path: Path, record: Mapping[str, Any], settings: Mapping[str,
         raise UserError(
             f"{path}: {name}, {record['status']}: only answers of a finished mt_bench are judged."
         )
-    found = ensure([task.wanted(name, split)], prepare.places_of(cell.config))[name]
+    found = ensure([task.wanted(name, split)], prepare.places_of(cell.config))[0]
     if task.fingerprint(found, split) != record["data_fingerprint"]:
         raise UserError(f"the rows of {name} that were found are not those of the record {path}.")
     rows = prepare.rows_of(cell, found).report.get("", [])

@@ -8,30 +8,30 @@ import torch
 from torch import Tensor
 
 from adalora_bench import forms
-from adalora_bench.data.sources import Found
 from adalora_bench.forms.base import Form
 from adalora_bench.methods.run import OptimizerSettings, Run
 from adalora_bench.models.backbone import Loaded
 from adalora_bench.seeds import derive, generator
 from adalora_bench.settings.config import Cell
+from adalora_bench.settings.prepare import Assets
 
 
-def form_of(cell: Cell, found: dict[str, Found]) -> Form:
+def form_of(cell: Cell, found: Assets) -> Form:
     """How the cell puts its task before its backbone, with the tokenizer of the assets found."""
-    tokenizer = cell.backbone.tokenizer(found[cell.names["backbone"]])
+    tokenizer = cell.backbone.tokenizer(found.backbone(cell))
     return forms.make(cell.task, cell.backbone, tokenizer, cap=cell.scale.max_length)
 
 
-def load_backbone(cell: Cell, seed: int, found: dict[str, Found], form: Form) -> Loaded:
+def load_backbone(cell: Cell, seed: int, found: Assets, form: Form) -> Loaded:
     """The model of a unit before its method is attached, on the CPU."""
-    here = found[cell.names["backbone"]]
+    here = found.backbone(cell)
     return cell.backbone.load(here, kind=form.kind, outputs=form.outputs, head_seed=derive(seed, "head"))
 
 
 def assemble(
     cell: Cell,
     seed: int,
-    found: dict[str, Found],
+    found: Assets,
     form: Form,
     *,
     rows: int,

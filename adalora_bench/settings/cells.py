@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from adalora_bench.data.sources import Found
 from adalora_bench.errors import AssetError, UserError, unknown
 from adalora_bench.methods.base import Facts
 from adalora_bench.settings import prepare
-from adalora_bench.settings.compose import compose_cells
+from adalora_bench.settings.compose import compose_cells, merged, settings
 from adalora_bench.settings.conf_files import conf_dir, options
 from adalora_bench.settings.config import Cell
+from adalora_bench.settings.prepare import Assets
 from adalora_bench.settings.published import Row, load_table
 
 
@@ -41,10 +41,10 @@ def cells_of(overrides: Sequence[str], *, multirun: bool) -> tuple[list[Cell], l
             except UserError as error:
                 left_out[f"{name}: {row.label} on {task} is left out: {error}"] = None
                 continue
-            cells += [cell for cell in found if cell not in cells]
+            cells += found
     if not cells:
         raise UserError("no cell of this table can be run: " + " ".join(left_out))
-    return cells, list(left_out)
+    return merged(cells, settings), list(left_out)
 
 
 def _places(name: str, given: Mapping[str, str]) -> Iterable[tuple[Row, str, list[str]]]:
@@ -76,7 +76,7 @@ def _override(value: Any) -> str:
 
 
 def checked(
-    cells: Iterable[Cell], found: dict[str, Found], *, table: bool
+    cells: Iterable[Cell], found: Assets, *, table: bool
 ) -> tuple[list[Cell], list[Facts | None], list[str]]:
     """The cells that can be trained, the facts of each, and a sentence for each one that cannot.
 

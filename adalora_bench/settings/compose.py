@@ -6,7 +6,7 @@ Hydra composes one cell at a time (conf/run.yaml); its override grammar gives th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from itertools import product
@@ -37,13 +37,32 @@ def compose_cells(overrides: Sequence[str], *, multirun: bool = False) -> list[C
     Raises:
         UserError: an unknown name or key, a missing method or task, a sweep without -m.
     """
-    cells: list[Cell] = []
     usual: dict[tuple[str, ...], dict[str, Any]] = {}
-    for combination in _expand(overrides, multirun):
-        cell = _compose(combination, usual)
-        if cell not in cells:
-            cells.append(cell)
-    return cells
+    cells = [_compose(combination, usual) for combination in _expand(overrides, multirun)]
+    return merged(cells, settings)
+
+
+def settings(cell: Cell) -> object:
+    """All of a cell but its seeds."""
+    return cell.names, {**cell.config, "seeds": None}, cell.overrides
+
+
+def merged(cells: Iterable[Cell], identity: Callable[[Cell], object | None]) -> list[Cell]:
+    """Cells that are the same but for their seeds as one, with the seeds of all; no unit is lost, none is there twice.
+
+    Args:
+        identity: equal for two cells that are the same; None is the same as no other.
+    """
+    kept: list[tuple[object | None, Cell]] = []
+    for cell in cells:
+        this = identity(cell)
+        at = next((i for i, (other, _) in enumerate(kept) if this is not None and other == this), None)
+        if at is None:
+            kept.append((this, cell))
+            continue
+        seeds = tuple(dict.fromkeys((*kept[at][1].seeds, *cell.seeds)))
+        kept[at] = (this, kept[at][1].with_seeds(seeds))
+    return [cell for _, cell in kept]
 
 
 def _expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -70,6 +89,8 @@ def _expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         if parsed.is_sweep_override():
             if not multirun:
                 raise UserError(f"{text!r} gives several values; use `bench run -m` to run all of them.")
+            if name != "seeds" and name.partition(".")[0] in STEERING:
+                raise UserError(f"{text!r}: {name} is one for the whole command; give it one value.")
             axes.append([f"{name}={value}" for value in values])
         else:
             axes.append([text])

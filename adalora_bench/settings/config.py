@@ -226,9 +226,15 @@ class Cell:
 
     def with_keys(self, key: str, settings_key: str) -> Cell:
         """The same cell, now that its data is known."""
-        keyed = replace(self, key=key, settings_key=settings_key)
-        keyed.__dict__.update({name: vars(self)[name] for name in TYPED if name in vars(self)})
-        return keyed
+        return self._typed_alike(replace(self, key=key, settings_key=settings_key))
+
+    def with_seeds(self, seeds: tuple[int, ...]) -> Cell:
+        """The same cell under these seeds."""
+        return self._typed_alike(replace(self, config=self.config | {"seeds": [*seeds]}, seeds=seeds))
+
+    def _typed_alike(self, other: Cell) -> Cell:
+        other.__dict__.update({name: vars(self)[name] for name in TYPED if name in vars(self)})
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: the settings alone, which it types anew."""

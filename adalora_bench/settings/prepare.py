@@ -12,7 +12,7 @@ from adalora_bench.data.sources import MODEL, Found, Places, Wanted, ensure, fin
 from adalora_bench.data.tasks import take
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.models import four_bit, gradient_checkpointing
-from adalora_bench.settings.compose import accelerators
+from adalora_bench.settings.compose import accelerators, merged
 from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import digest, with_key
 
@@ -49,33 +49,63 @@ def places_of(config: dict[str, Any]) -> Places:
     return Places.from_environment(data_dir=config["data_dir"], offline=config["offline"])
 
 
-def assets(cells: Iterable[Cell], places: Places) -> dict[str, Found]:
-    """Everything that these cells read, fetched where it is missing, by name of task or backbone.
+@dataclass(frozen=True)
+class Assets:
+    """Where the data and weights of cells are. They are looked up by what a cell asks for, not by a name.
+
+    Two cells of one command may ask for different folders, splits or revisions under one name.
+    """
+
+    found: dict[str, Found]  # Wanted.identity -> place
+
+    def task(self, cell: Cell) -> Found:
+        """The data of the cell's task. KeyError: it was not found."""
+        return self.found[_task(cell).identity]
+
+    def backbone(self, cell: Cell) -> Found:
+        """The weights of the cell's backbone. KeyError: they were not found."""
+        return self.found[_backbone(cell).identity]
+
+    def has_task(self, cell: Cell) -> bool:
+        return _task(cell).identity in self.found
+
+    def has_all(self, cell: Cell) -> bool:
+        return self.has_task(cell) and _backbone(cell).identity in self.found
+
+
+def _task(cell: Cell) -> Wanted:
+    return cell.task.wanted(cell.names["task"], cell.config["split"])
+
+
+def _backbone(cell: Cell) -> Wanted:
+    return Wanted(name=cell.names["backbone"], source=cell.backbone.source, kind=MODEL)
+
+
+def wanted(cells: Iterable[Cell]) -> list[Wanted]:
+    """All data and weights that these cells read, each once."""
+    every = [want for cell in cells for want in (_task(cell), _backbone(cell))]
+    return list({want.identity: want for want in every}.values())
+
+
+def assets(cells: Iterable[Cell], places: Places) -> Assets:
+    """Everything that these cells read, fetched where it is missing.
 
     Raises:
         AssetError: names all that is missing and what to do.
     """
-    return ensure(list(_wanted(cells)), places)
+    every = wanted(cells)
+    found = ensure(every, places)
+    return Assets({want.identity: here for want, here in zip(every, found, strict=True)})
 
 
-def look(cells: Iterable[Cell], places: Places) -> dict[str, Found]:
+def look(cells: Iterable[Cell], places: Places) -> Assets:
     """The part of `assets` that is on this machine already. Opens no socket."""
     found = {}
-    for want in _wanted(cells):
+    for want in wanted(cells):
         here = find(want.source, places, splits=want.splits, kind=want.kind, optional=want.optional)
         if here is not None:
-            found[want.name] = here
-    return found
-
-
-def _wanted(cells: Iterable[Cell]) -> Iterable[Wanted]:
-    wanted: dict[str, Wanted] = {}
-    for cell in cells:
-        wanted[cell.names["task"]] = cell.task.wanted(cell.names["task"], cell.config["split"])
-        wanted[cell.names["backbone"]] = Wanted(
-            name=cell.names["backbone"], source=cell.backbone.source, kind=MODEL
-        )
-    return wanted.values()
+            found[want.identity] = here
+    return Assets(found)
 
 
 def rows_of(cell: Cell, found: Found) -> CellRows:
@@ -111,18 +141,25 @@ def _least(*caps: int | None) -> int | None:
     return min(given) if given else None
 
 
-def keyed(cells: Iterable[Cell], found: dict[str, Found]) -> list[Cell]:
-    """The cells with their content keys. The caps stand in the settings, so rows are fingerprinted without them."""
+def keyed(cells: Iterable[Cell], found: Assets) -> list[Cell]:
+    """The cells with their content keys, each key once with all its seeds; without one where the assets are missing.
+
+    The caps stand in the settings, so rows are fingerprinted without them.
+    """
     prints: dict[str, str] = {}
-    with_keys: dict[str, Cell] = {}  # a sweep may say one cell in two ways: method.lr=1e-3,0.001
+    done: list[Cell] = []
     for cell in cells:
+        if not found.has_all(cell):
+            done.append(cell)
+            continue
         same_rows = digest([cell.config["task"], cell.config["split"]])
         if same_rows not in prints:
-            prints[same_rows] = cell.task.fingerprint(found[cell.names["task"]], cell.config["split"])
-        weights = weights_identity(found[cell.names["backbone"]])
-        new = with_key(cell, data_fingerprint=prints[same_rows], weights=weights, engine=ENGINE_VERSION)
-        with_keys.setdefault(new.key, new)
-    return list(with_keys.values())
+            prints[same_rows] = cell.task.fingerprint(found.task(cell), cell.config["split"])
+        weights = weights_identity(found.backbone(cell))
+        done.append(
+            with_key(cell, data_fingerprint=prints[same_rows], weights=weights, engine=ENGINE_VERSION)
+        )
+    return merged(done, lambda cell: cell.key or None)
 
 
 def weights_identity(found: Found) -> str:
@@ -137,7 +174,7 @@ def weights_identity(found: Found) -> str:
     return hashes.hexdigest()
 
 
-def check_late_failures(cell: Cell, found: dict[str, Found]) -> Facts | None:
+def check_late_failures(cell: Cell, found: Assets) -> Facts | None:
     """Refuse what can only fail late; returns `facts_of` the cell.
 
     Args:
@@ -175,13 +212,13 @@ def check_late_failures(cell: Cell, found: dict[str, Found]) -> Facts | None:
     return facts
 
 
-def facts_of(cell: Cell, found: dict[str, Found]) -> Facts | None:
+def facts_of(cell: Cell, found: Assets) -> Facts | None:
     """Steps and adapted matrices of a cell; None where the number of training rows is not known."""
     from adalora_bench.methods.base import Facts
 
     task, method, train = cell.task, cell.method, cell.train
-    if cell.names["task"] in found:
-        rows = task.counts(found[cell.names["task"]], cell.config["split"])["train"]
+    if found.has_task(cell):
+        rows = task.counts(found.task(cell), cell.config["split"])["train"]
     elif task.train_split in task.official_rows:
         rows = task.official_rows[task.train_split]
     else:

