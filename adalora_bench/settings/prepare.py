@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench import forms, metrics
@@ -56,7 +56,7 @@ class Assets:
     Two cells of one command may ask for different folders, splits or revisions under one name.
     """
 
-    found: dict[str, Found]  # Wanted.identity -> place
+    found: dict[str, Found] = field(default_factory=dict)  # Wanted.identity -> place
 
     def task(self, cell: Cell) -> Found:
         """The data of the cell's task. KeyError: it was not found."""

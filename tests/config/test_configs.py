@@ -116,7 +116,7 @@ def test_every_recipe_composes_builds_and_can_be_run(recipe: Path) -> None:
     for setting in cell.config["recipe"]["values"]:
         group, _, name = setting.partition(".")
         assert name in cell.config[group], f"{setting} has a source but is no setting"
-    prepare.check_late_failures(cell, {})
+    prepare.check_late_failures(cell, prepare.Assets())
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)

@@ -6,7 +6,7 @@ import pytest
 
 from adalora_bench.settings.cells import _places
 from adalora_bench.settings.compose import compose_cells, conf_dir
-from adalora_bench.settings.prepare import check_late_failures
+from adalora_bench.settings.prepare import Assets, check_late_failures
 from adalora_bench.settings.published import table_names
 
 
@@ -25,4 +25,4 @@ def rows() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("chosen", rows(), ids=" ".join)
 def test_a_row_is_refused_by_nothing(chosen: tuple[str, ...]) -> None:
     for cell in compose_cells([*chosen, "scale=paper"]):
-        check_late_failures(cell, {})
+        check_late_failures(cell, Assets())

@@ -263,7 +263,7 @@ def test_what_moves_weights_of_the_backbone_is_refused_with_four_bits(method: st
         [f"method={method}", "task=e2e", "backbone=llama2_7b", "scale=paper", "backbone.load_in_4bit=true"]
     )
     with pytest.raises(UserError, match=f"load_in_4bit=true is not for this method: {reason}"):
-        prepare.check_late_failures(cell, {})
+        prepare.check_late_failures(cell, prepare.Assets())
 
 
 @pytest.mark.parametrize("method", ["lora", "alora", "houlsby", "ptuning_v2"])
@@ -271,7 +271,7 @@ def test_what_leaves_them_alone_needs_a_gpu_only(method: str) -> None:
     names = [f"method={method}", "task=e2e", "backbone=llama2_7b", "scale=paper", "device=cpu"]
     (cell,) = compose_cells([*names, "backbone.load_in_4bit=true"])
     with pytest.raises(UserError, match="load_in_4bit=true needs a GPU"):
-        prepare.check_late_failures(cell, {})
+        prepare.check_late_failures(cell, prepare.Assets())
 
 
 def test_four_bits_are_taken_where_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

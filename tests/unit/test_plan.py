@@ -13,6 +13,7 @@ from adalora_bench.methods.base import Facts
 from adalora_bench.settings.cells import cells_of, checked
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.settings.config import Cell
+from adalora_bench.settings.prepare import Assets
 
 FACTS = Facts(total_steps=100, steps_per_epoch=50, warmup=6, modules=12)
 
@@ -136,7 +137,7 @@ def test_wrong_tables_are_answered_with_the_nearest_name(overrides: list[str], s
 
 def test_a_cell_that_can_only_fail_is_left_out_of_a_table_and_refused_alone() -> None:
     good, bad = cell(), cell("method.targets=[gate]")
-    cells, facts, left_out = checked([good, bad], {}, table=True)
+    cells, facts, left_out = checked([good, bad], Assets(), table=True)
     assert cells == [good]
     assert len(facts) == 1
     (sentence,) = left_out
@@ -145,10 +146,10 @@ def test_a_cell_that_can_only_fail_is_left_out_of_a_table_and_refused_alone() ->
     )
     assert " is left out: " in sentence
     with pytest.raises(UserError) as alone:
-        checked([good, bad], {}, table=False)
+        checked([good, bad], Assets(), table=False)
     assert str(alone.value) in sentence
     with pytest.raises(UserError, match="no cell of this table can be run: method=increlora"):
-        checked([bad], {}, table=True)
+        checked([bad], Assets(), table=True)
 
 
 def test_durations() -> None:

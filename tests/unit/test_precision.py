@@ -17,7 +17,7 @@ def test_fp16_is_offered_for_no_backbone(backbone: str) -> None:
         ["method=lora", "task=rte", f"backbone={backbone}", "scale=paper", "train.precision=fp16"]
     )
     with pytest.raises(UserError, match=r"unknown value of train.precision 'fp16'.* Valid: bf16, fp32"):
-        prepare.check_late_failures(cell, {})
+        prepare.check_late_failures(cell, prepare.Assets())
 
 
 def test_bf16_is_refused_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
