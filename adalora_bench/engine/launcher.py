@@ -1,6 +1,6 @@
 """What every launcher knows of a command: how each unit ended, and what a stop signal asks for. Imports no torch.
 
-ray.py and slurm.py beside this file and the local workers of launch.py derive from `Launcher`, run the units as they
+ray.py and slurm.py beside this file and the local workers of local.py derive from `Launcher`, run the units as they
 can and book the reply of each: ("done", outcome), ("failed", cause, traceback | None, ...), ("held", holder) or
 ("interrupted", signum).
 """

@@ -1,4 +1,4 @@
-"""One worker process, both sides: `Worker` is how launch.py sees it, `serve` is what runs in it.
+"""One worker process, both sides: `Worker` is how local.py sees it, `serve` is what runs in it.
 
 Messages are tuples. To the worker: ("unit", unit), ("stop", signum); a closed connection means "end". From
 the worker: ("event", dict) while a unit runs, then exactly one of ("done", outcome), ("failed", cause,
