@@ -29,10 +29,10 @@ QUIET_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 PYTEST := $(BIN)/python -m pytest
 FIGURES := build/fault-figures.jsonl
 
-.PHONY: help install demo test test-data test-faults lint format tables claims figures report clean
+.PHONY: help install demo test test-nightly test-data test-faults lint format tables claims figures report clean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Variables: PYTHON, TORCH (torch build, e.g. TORCH=torch==2.13.0+cpu), PIP_ARGS, JOBS, ADALORA_BENCH_DATA'
 
 install: $(STAMP) ## Make .venv with the pinned versions (once; again when pyproject.toml or constraints.txt change)
@@ -55,6 +55,9 @@ demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embe
 
 test: install ## The offline tests, without real data (10 minutes at most)
 	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup
+
+test-nightly: install ## Tests that are complete where make test takes a part: the trace of every method
+	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup -m nightly
 
 test-data: install ## The tests that need real data (ADALORA_BENCH_DATA, default ../shared/data)
 	@test -d "$(ADALORA_BENCH_DATA)" || { echo 'make test-data needs real data sets: set ADALORA_BENCH_DATA to a folder in the layout of the hub (nyu-mll/glue/rte/...); received "$(ADALORA_BENCH_DATA)".'; exit 1; }
