@@ -15,7 +15,7 @@ MAY_DIFFER = ("finished", "seconds", "peak_memory_bytes", "environment", "git")
 PROGRAM = """
 import sys
 from pathlib import Path
-from adalora_bench import prepare
+from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.engine.unit import run_unit
 from adalora_bench.engine.units import Unit
