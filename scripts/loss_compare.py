@@ -78,9 +78,9 @@ def main() -> int:
     return 0
 
 
-def methods() -> list[str]:
-    """Every method that trains without a record of another one."""
-    names = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+def methods(code: Path = ROOT) -> list[str]:
+    """Every method of a checkout that trains without a record of another one."""
+    names = sorted(path.stem for path in (code / "conf" / "method").glob("*.yaml"))
     return [name for name in names if not name.endswith("_retrain")]
 
 
@@ -112,7 +112,7 @@ def as_text(stored: dict[str, Any]) -> str:
 def trace(code: Path, chosen: Sequence[str] = ()) -> Trace:
     """method -> key, steps, digests of its files, and its record; of the package in the folder `code`."""
     groups: dict[tuple[str, ...], list[str]] = {}  # methods that share their settings share a command
-    for name in chosen or methods():
+    for name in chosen or methods(code):
         groups.setdefault(MORE.get(name, ()), []).append(name)
     with tempfile.TemporaryDirectory() as folder:
         for more, names in groups.items():
@@ -137,18 +137,15 @@ def trace(code: Path, chosen: Sequence[str] = ()) -> Trace:
                 capture_output=True,
                 text=True,
             )
-            if done.returncode not in (
-                0,
-                1,
-            ):  # 1: what a method promises did not happen; its record is compared too
+            # 1: what a method promises did not happen; its record is compared too
+            if done.returncode not in (0, 1):
                 raise RuntimeError(
                     f"{', '.join(names)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
                 )
         paths = (Path(folder) / "results" / "runs").glob("*/*/*/*/seed0/record.json")
         units = [_left(path.parent) for path in sorted(paths)]
-    return {
-        unit["record"]["names"]["method"]: unit for unit in units
-    }  # in the order of the paths, so of the names
+    # in the order of the paths, so of the names
+    return {unit["record"]["names"]["method"]: unit for unit in units}
 
 
 def _left(unit: Path) -> dict[str, Any]:
@@ -176,16 +173,17 @@ def compare(revision: str) -> int:
             tar.extractall(Path(folder) / "code", filter="data")
         other, ours = trace(Path(folder) / "code"), trace(ROOT)
     status = 0
-    for name, unit in ours.items():
-        differing = [part for part in unit if unit[part] != other[name][part]]
+    for name in sorted(other.keys() | ours.keys()):
+        if name not in other or name not in ours:
+            print(f"{name}: only {'here' if name in ours else f'in {revision}'}", flush=True)
+            continue
+        there, here = other[name], ours[name]
+        fields = sorted(there["record"].keys() | here["record"].keys())
+        differing = [part for part in here if part != "record" and here[part] != there[part]]
+        differing += [field for field in fields if here["record"].get(field) != there["record"].get(field)]
         status = 1 if differing else status
-        fields = [
-            field
-            for field in unit["record"]
-            if unit["record"][field] != other[name]["record"].get(field, unit["record"][field])
-        ]
-        said = f"differs in {', '.join(differing)} {fields}" if differing else "identical"
-        print(f"{name}: {len(unit['steps'])} steps, {said} ({revision} and here)", flush=True)
+        said = f"differs in {', '.join(differing)}" if differing else "identical"
+        print(f"{name}: {len(here['steps'])} steps, {said} ({revision} and here)", flush=True)
     return status
 
 

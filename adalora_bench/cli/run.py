@@ -113,8 +113,8 @@ def _keyed(cells: list[Cell], found: Assets, out: Console) -> list[Cell]:
     """The cells with their keys; says where several that were typed are one."""
     keyed = prepare.keyed(cells, found)
     if len(keyed) < len(cells):
-        once = f"{count(len(cells) - len(keyed), 'cell')} of this command differ from others in no number"
-        out.print(f"{once}; they count once", soft_wrap=True)
+        again = count(len(cells) - len(keyed), "cell")
+        out.print(f"counted once: {again} with the same numbers as another of this command", soft_wrap=True)
     return keyed
 
 

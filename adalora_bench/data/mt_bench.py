@@ -114,7 +114,7 @@ class MtBench(Converted):
     def score(
         self, predictions: Mapping[str, Sequence[Any]], report: Mapping[str, Sequence[Row]], variant: str = ""
     ) -> dict[str, float]:
-        """The metrics over the answers that have a reference. The judge's grade is not among them: grading.py."""
+        """The metrics over the answers that have a reference. The judge's grade is not among them: judge/command.py."""
         rows = report.get("", [])
         if not rows or TALK not in rows[0]:  # instructions held out of the training rows
             return super().score(predictions, report, variant)

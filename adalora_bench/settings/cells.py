@@ -8,7 +8,7 @@ from typing import Any
 from adalora_bench.errors import AssetError, UserError, unknown
 from adalora_bench.methods.base import Facts
 from adalora_bench.settings import prepare
-from adalora_bench.settings.compose import compose_cells, merged, settings
+from adalora_bench.settings.compose import all_but_seeds, compose_cells, expanded, merged
 from adalora_bench.settings.conf_files import conf_dir, options
 from adalora_bench.settings.config import Cell
 from adalora_bench.settings.prepare import Assets
@@ -28,6 +28,7 @@ def cells_of(overrides: Sequence[str], *, multirun: bool) -> tuple[list[Cell], l
         return compose_cells(overrides, multirun=multirun), []
     rest = [text for text in overrides if text.partition("=")[0] not in ("table", "method", "task")]
     typed = {text.partition("=")[0] for text in rest}
+    expanded(rest, multirun)  # what is wrong for every row is said once
     cells: list[Cell] = []
     left_out: dict[str, None] = {}  # in order, each sentence once
     for name in given["table"].split(","):
@@ -44,7 +45,7 @@ def cells_of(overrides: Sequence[str], *, multirun: bool) -> tuple[list[Cell], l
             cells += found
     if not cells:
         raise UserError("no cell of this table can be run: " + " ".join(left_out))
-    return merged(cells, settings), list(left_out)
+    return merged(cells, all_but_seeds), list(left_out)
 
 
 def _places(name: str, given: Mapping[str, str]) -> Iterable[tuple[Row, str, list[str]]]:

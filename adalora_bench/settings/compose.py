@@ -38,11 +38,11 @@ def compose_cells(overrides: Sequence[str], *, multirun: bool = False) -> list[C
         UserError: an unknown name or key, a missing method or task, a sweep without -m.
     """
     usual: dict[tuple[str, ...], dict[str, Any]] = {}
-    cells = [_compose(combination, usual) for combination in _expand(overrides, multirun)]
-    return merged(cells, settings)
+    cells = [_compose(combination, usual) for combination in expanded(overrides, multirun)]
+    return merged(cells, all_but_seeds)
 
 
-def settings(cell: Cell) -> object:
+def all_but_seeds(cell: Cell) -> object:
     """All of a cell but its seeds."""
     return cell.names, {**cell.config, "seeds": None}, cell.overrides
 
@@ -65,8 +65,8 @@ def merged(cells: Iterable[Cell], identity: Callable[[Cell], object | None]) -> 
     return [cell for _, cell in kept]
 
 
-def _expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
-    """The product of all sweeps, as lists of plain overrides."""
+def expanded(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
+    """The product of all sweeps, as lists of plain overrides. UserError: the grammar is wrong."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -142,11 +142,13 @@ def _least(*caps: int | None) -> int | None:
 
 
 def keyed(cells: Iterable[Cell], found: Assets) -> list[Cell]:
-    """The cells with their content keys, each key once with all its seeds; without one where the assets are missing.
+    """The cells with their content keys, each once with all its seeds; without a key where the assets are missing.
 
-    The caps stand in the settings, so rows are fingerprinted without them.
+    The caps stand in the settings, so rows are fingerprinted without them. Two names of one key, such as a method and
+    its preset, stay two cells: their records lie in folders of their own.
     """
     prints: dict[str, str] = {}
+    weights: dict[str, str] = {}
     done: list[Cell] = []
     for cell in cells:
         if not found.has_all(cell):
@@ -155,11 +157,18 @@ def keyed(cells: Iterable[Cell], found: Assets) -> list[Cell]:
         same_rows = digest([cell.config["task"], cell.config["split"]])
         if same_rows not in prints:
             prints[same_rows] = cell.task.fingerprint(found.task(cell), cell.config["split"])
-        weights = weights_identity(found.backbone(cell))
+        same_weights = _backbone(cell).identity
+        if same_weights not in weights:
+            weights[same_weights] = weights_identity(found.backbone(cell))
         done.append(
-            with_key(cell, data_fingerprint=prints[same_rows], weights=weights, engine=ENGINE_VERSION)
+            with_key(
+                cell,
+                data_fingerprint=prints[same_rows],
+                weights=weights[same_weights],
+                engine=ENGINE_VERSION,
+            )
         )
-    return merged(done, lambda cell: cell.key or None)
+    return merged(done, lambda cell: (cell.names, cell.key) if cell.key else None)
 
 
 def weights_identity(found: Found) -> str:

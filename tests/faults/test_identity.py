@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def test_a_sweep_over_folders_of_weights_gives_each_cell_its_own_key(
     assert len(set(alone.values())) == 2
 
 
+def test_two_names_of_one_key_stay_two_cells() -> None:
+    (cell,) = compose_cells(["method=lora", "task=toy", "scale=smoke"])
+    other = replace(cell, names=cell.names | {"method": "preset"}, seeds=(7,))
+    found = prepare.look([cell], prepare.places_of(cell.config))
+    both = prepare.keyed([cell, other, replace(other, seeds=(8,))], found)
+    assert len({one.key for one in both}) == 1
+    assert [(one.names["method"], one.seeds) for one in both] == [("lora", cell.seeds), ("preset", (7, 8))]
+
+
 def test_equal_weights_in_two_folders_are_one_cell(folders: dict[str, Path]) -> None:
     (cell,) = keyed(*SMALL, f"backbone.source.local={folders['one']},{folders['again']}", "seeds=[3]")
     assert cell.seeds == (3,)
@@ -74,7 +84,7 @@ def test_each_unit_of_such_a_sweep_trains_the_weights_that_its_key_names(
         cli.main(["run", "-m", *SMALL, "seeds=[0]", "jobs=1", "device=cpu", "method.targets=[q]", local]) == 0
     )
     assert "2 done" in capsys.readouterr().out
-    store = RecordStore(tmp_path / "results" / "runs")
+    store, trained = RecordStore(tmp_path / "results" / "runs"), {}
     for name, place in places.items():
         (cell,) = keyed(*SMALL, "method.targets=[q]", f"backbone.source.local={place}")
         unit = store.folder(cell.names, cell.key, 0)
@@ -86,6 +96,33 @@ def test_each_unit_of_such_a_sweep_trains_the_weights_that_its_key_names(
             == 0
         )
         assert "1 done; 0 to train" in capsys.readouterr().out
+        alone = ["seeds=[0]", "jobs=1", "device=cpu", "method.targets=[q]", f"backbone.source.local={place}"]
+        assert cli.main(["run", *SMALL, *alone, f"results_dir=alone-{name}"]) == 0
+        capsys.readouterr()
+        (same,) = Path(f"alone-{name}").glob("runs/*/*/*/*/seed0")
+        assert (same / "predictions.jsonl.gz").read_bytes() == (unit / "predictions.jsonl.gz").read_bytes()
+        trained[name] = (unit / "steps.jsonl").read_text()
+    assert len(set(trained.values())) == 2
+
+
+@pytest.mark.parametrize("order", [("one", "other"), ("other", "one")])
+def test_a_sweep_over_folders_of_data_gives_each_cell_its_own_rows(
+    order: tuple[str, str], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in order:
+        (tmp_path / name).mkdir()
+        for split, rows in (("train", 8), ("validation", 4)):
+            texts = [f"{name} {split} {i}" for i in range(rows)]
+            table = pa.table({"sentence1": texts, "sentence2": texts, "label": [i % 2 for i in range(rows)]})
+            pq.write_table(table, tmp_path / name / f"{split}-00000-of-00001.parquet")
+    names = ("method=lora", "task=rte", "backbone=tiny_bert", "scale=smoke")
+    alone = {name: keyed(*names, f"task.source.local={tmp_path / name}")[0].key for name in order}
+    swept = keyed(*names, f"task.source.local={','.join(str(tmp_path / name) for name in order)}")
+    assert [cell.key for cell in swept] == [alone[name] for name in order]
+    assert len(set(alone.values())) == 2
 
 
 def asked(**changes: Any) -> Wanted:
@@ -208,6 +245,11 @@ def expected(chosen: dict[str, list[str]]) -> set[tuple[str, ...]]:
 def test_what_steers_the_whole_command_cannot_be_swept(text: str) -> None:
     with pytest.raises(UserError, match="is one for the whole command; give it one value"):
         compose_cells([*TOY, text], multirun=True)
+
+
+def test_what_is_wrong_for_every_row_of_a_table_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "-m", "table=increlora_3", "scale=smoke", "jobs=1,2"]) == 2
+    assert capsys.readouterr().err.count("is one for the whole command") == 1
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
