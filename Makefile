@@ -70,11 +70,12 @@ test-faults: install ## Every fault, many times (KILLS=50 PAIRS=20), and docs/re
 		--kills $(KILLS) --pairs $(PAIRS) --figures $(FIGURES) || status=$$?; \
 		$(BIN)/python scripts/reliability.py $(FIGURES) docs/reliability.md; exit $$status
 
-lint: install ## ruff (lint and format), mypy and the direction of imports
+lint: install ## ruff (lint and format), mypy, the direction of imports, and sizes of tracked files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/tracked_sizes.py
 
 format: install ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -89,7 +90,7 @@ claims: install ## Judge the papers' claims by the records: results/claims.md
 figures: install ## Draw every figure that the records allow: results/figures
 	$(BENCH) figures
 
-report: install ## Tables, figures, claims and cells on one page: results/report.html
+report: tables claims figures ## Everything that is made from the records, and all of it on one page: results/report.html
 	$(BENCH) report
 
 clean: ## Remove .venv and caches; records and tables stay

@@ -14,7 +14,6 @@ lie in results/search, apart from those of the tables. On film_reviews the recip
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from functools import cache
@@ -23,6 +22,8 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+
+from adalora_bench.store.records import RecordStore
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "results" / "search"
@@ -166,12 +167,18 @@ def _typed(value: Any) -> str:
     return f"[{','.join(value)}]" if isinstance(value, list) else str(value)
 
 
+def records(task: str, method: str) -> list[dict[str, Any]]:
+    """The records of the search, of one method on one task."""
+    wanted = {"task": task, "method": method, "backbone": "minilm_l6"}
+    every = RecordStore(RECORDS / "runs").scan(light=True).records
+    return [record for record in every if wanted.items() <= record["names"].items()]
+
+
 def trials(row: str, task: str) -> Trials:
     """The records of the rates that are tried, under the present settings of the search and no others."""
     found: Trials = {}
     asked = {**defaults(method_of(row)), **fixed(row)}
-    for path in sorted(RECORDS.glob(f"runs/{task}/minilm_l6/{method_of(row)}/*/seed*/record.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    for record in records(task, method_of(row)):
         settings = record["config"]["method"]
         present = OmegaConf.create({**record["config"], "method": asked})  # ${train.warmup} and the like
         alike = all(settings.get(name) == present.method[name] for name in asked if name != "lr")

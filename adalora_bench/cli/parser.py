@@ -15,8 +15,10 @@ from adalora_bench.cli.results import (
     export_command,
     figures_command,
     judge_command,
+    pack_command,
     report_command,
     tables_command,
+    unpack_command,
 )
 from adalora_bench.cli.run import fetch_command, plan_command, run_command
 from adalora_bench.cli.show import ls_command, show_command
@@ -114,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     collecting.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="results folders; and results_dir=..."
     )
+    for name, command, text in (
+        ("pack", pack_command, "the records as a few compressed files, as git keeps them"),
+        ("unpack", unpack_command, "packed records as files again"),
+    ):
+        add(name, command, text).add_argument(
+            "overrides", nargs="*", metavar="NAME=VALUE", help="results_dir=... task=..."
+        )
     exporting = add(
         "export",
         export_command,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from adalora_bench.settings.config import Cell
+    from adalora_bench.store.pack import Packing
     from adalora_bench.store.records import RecordStore, Scan
 
 
@@ -209,6 +210,36 @@ def collect_command(arguments: argparse.Namespace) -> int:
     for sentence in (*found.held, *found.refused):
         out.print(f"left out: {sentence}", soft_wrap=True)
     return EXIT_UNIT_FAILED if found.held or found.refused else EXIT_OK
+
+
+def pack_command(arguments: argparse.Namespace) -> int:
+    """Put the records of a results folder into a few compressed files."""
+    from adalora_bench.store.pack import pack
+
+    return _convert(arguments, pack, "packed")
+
+
+def unpack_command(arguments: argparse.Namespace) -> int:
+    """Write packed records as files again."""
+    from adalora_bench.store.pack import unpack
+
+    return _convert(arguments, unpack, "unpacked")
+
+
+def _convert(
+    arguments: argparse.Namespace, convert: Callable[[Path, Sequence[str]], Packing], word: str
+) -> int:
+    from adalora_bench.engine.units import count
+
+    chosen = plain(arguments.overrides, {"results_dir", "task"})
+    tasks = [name for name in chosen.get("task", "").split(",") if name]
+    done, out = convert(Path(chosen.get("results_dir", "results")) / "runs", tasks), console()
+    for sentence in done.left:
+        out.print(f"left: {sentence}", soft_wrap=True)
+    out.print(
+        f"{word}: {count(len(done.units), 'unit')}, {count(len(done.files), 'packed file')}", soft_wrap=True
+    )
+    return EXIT_UNIT_FAILED if done.left else EXIT_OK
 
 
 def export_command(arguments: argparse.Namespace) -> int:

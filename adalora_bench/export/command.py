@@ -20,8 +20,8 @@ from adalora_bench.settings import prepare
 from adalora_bench.settings.config import Cell
 from adalora_bench.settings.prepare import Assets
 from adalora_bench.settings.recorded import cell_of, locate
-from adalora_bench.store.files import TEMPORARY, read_predictions, writing
-from adalora_bench.store.records import PREDICTIONS
+from adalora_bench.store.files import TEMPORARY, writing
+from adalora_bench.store.records import PREDICTIONS, RecordStore
 
 if TYPE_CHECKING:
     from adalora_bench.train.evaluate import Predictions
@@ -180,10 +180,12 @@ def check_predictions(unit: Path, suffix: str, predicted: Predictions, *, exact:
     Raises:
         NotTheSame: it does not.
     """
-    path = unit / PREDICTIONS
-    if not path.is_file():
-        return [f"note: {path} is missing, so the predictions of the training were not compared"]
-    recorded = [row["prediction"] for row in read_predictions(path) if row["set"] == suffix][: len(predicted)]
+    rows = RecordStore.around(unit).predictions(unit)
+    if rows is None:
+        return [
+            f"note: {unit / PREDICTIONS} is missing, so the predictions of the training were not compared"
+        ]
+    recorded = [row["prediction"] for row in rows if row["set"] == suffix][: len(predicted)]
     wrong = sum(not _alike(a, b) for a, b in zip(predicted, recorded, strict=True))
     said = f"answers {wrong} of {len(predicted)} report rows otherwise than its record"
     if wrong and (exact or wrong == len(predicted)):

@@ -13,6 +13,7 @@ from adalora_bench.settings import prepare
 from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import with_key
 from adalora_bench.settings.prepare import Assets
+from adalora_bench.store.records import content_of
 from adalora_bench.store.schema import FINISHED, misfit
 
 ADAPTER = "adapter.safetensors"
@@ -21,7 +22,7 @@ ADAPTER = "adapter.safetensors"
 def read_record(path: Path) -> dict[str, Any]:
     """A record whose model can be exported. UserError: it is none, did not finish, or has no adapter."""
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        record: dict[str, Any] = json.loads(content_of(path) or b"")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no record that can be read: {error}.") from None
     reason = misfit(record)

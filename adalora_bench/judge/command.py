@@ -18,7 +18,7 @@ from adalora_bench.metrics import GRADE
 from adalora_bench.settings import prepare
 from adalora_bench.settings.config import typed
 from adalora_bench.settings.recorded import cell_of, locate
-from adalora_bench.store.records import PREDICTIONS, RecordStore, read_predictions
+from adalora_bench.store.records import PREDICTIONS, RecordStore
 from adalora_bench.store.schema import FINISHED
 
 OWN = ("url", "model", "key_env", "folder", "attempts", "timeout")
@@ -45,8 +45,8 @@ def grade_records(named: Sequence[str], settings: Mapping[str, str]) -> Iterator
     """
     judge = judge_of(settings)
     store = RecordStore(Path(settings.get("results_dir", "results")) / "runs")
-    for path in [locate(name).parent for name in named] or _all(store):
-        own = RecordStore(path.parents[4])
+    for path in [locate(name).parent.absolute() for name in named] or _all(store):
+        own = RecordStore.around(path)
         with own.lease(path):
             record = own.read(path)
             if record is None or own.folder(record["names"], record["key"], record["seed"]) != path:
@@ -55,6 +55,7 @@ def grade_records(named: Sequence[str], settings: Mapping[str, str]) -> Iterator
             # HF_HUB_OFFLINE is about the hub: a judge may well run on this machine
             verdict = judge_answers(talks, judge, path, offline=settings.get("offline") == "true")
             if verdict.score is not None:
+                own.loosen(path)
                 own.write(_with_grade(record, verdict, signature(judge)))
         yield path, verdict
 
@@ -87,10 +88,10 @@ def _conversations(path: Path, record: Mapping[str, Any], settings: Mapping[str,
         raise UserError(
             f"{path}: split={split} has instructions held out from training, and no conversations."
         )
-    if not (path / PREDICTIONS).is_file():
+    answers = RecordStore.around(path).predictions(path)
+    if answers is None:
         raise UserError(f"{path / PREDICTIONS} is missing; run the unit again with force=true.")
-    answers = [row["prediction"] for row in read_predictions(path / PREDICTIONS)]
-    return conversations(rows, answers)
+    return conversations(rows, [row["prediction"] for row in answers])
 
 
 def _with_grade(record: Mapping[str, Any], verdict: Verdict, words: str) -> dict[str, Any]:

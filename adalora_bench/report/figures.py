@@ -15,7 +15,7 @@ from adalora_bench.report.drawing import DRAWERS
 from adalora_bench.report.kinds import load_figures, pictures
 from adalora_bench.report.rows import Record
 from adalora_bench.report.series import Picture, Steps, shown
-from adalora_bench.store.files import read_jsonl, write_if_changed
+from adalora_bench.store.files import write_if_changed
 from adalora_bench.store.records import RecordStore
 
 # Nothing that changes from day to day.
@@ -82,8 +82,7 @@ def steps_of(store: RecordStore) -> Steps:
     """Reads steps.jsonl beside a record; an absent file has no rows."""
 
     def read(record: Record) -> list[dict[str, Any]]:
-        path = store.folder(record["names"], record["key"], record["seed"]) / "steps.jsonl"
-        return read_jsonl(path)[0] if path.is_file() else []
+        return store.steps(store.folder(record["names"], record["key"], record["seed"]))
 
     return read
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_bench.errors import UserError
+from adalora_bench.store.records import RECORD, content_of
 from adalora_bench.store.schema import FINISHED, misfit
 
 SETTING = "method.pattern_from"
@@ -47,13 +48,15 @@ def public(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
 
 def _read(place: str, results: Path) -> dict[str, Any]:
     candidates = [Path(place), results / "runs" / place]
-    candidates += [folder / "record.json" for folder in candidates]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
-        raise UserError(f"{SETTING}={place!r}: there is no record, neither here nor in {results / 'runs'}.")
+    candidates += [folder / RECORD for folder in candidates]
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content = next((found for path in candidates if (found := content_of(path)) is not None), None)
+        if content is None:
+            raise UserError(
+                f"{SETTING}={place!r}: there is no record, neither here nor in {results / 'runs'}."
+            )
+        record = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{SETTING}={place!r} cannot be read: {error}.") from error
     reason = misfit(record)
     if reason:

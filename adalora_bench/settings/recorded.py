@@ -9,17 +9,20 @@ from typing import Any
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.settings.config import GROUPS, Cell
-from adalora_bench.store.records import RECORD
+from adalora_bench.store.records import RECORD, content_of
 
 
 def locate(where: str) -> Path:
-    """The record.json that the user means. UserError: there is none, with the nearest name."""
+    """The record.json that the user means; where the unit is packed, the path that it would have.
+
+    UserError: there is none, with the nearest name.
+    """
     path = Path(where).expanduser()
     if path.is_file():
         return path
     path = path.parent if path.name == RECORD else path
     wanted = path / RECORD
-    if wanted.is_file():
+    if wanted.is_file() or content_of(wanted) is not None:
         return wanted
     here = next(folder for folder in (path, *path.parents) if folder.is_dir())
     names = sorted(child.name for child in here.iterdir() if child.is_dir())[:40]

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from adalora_bench.errors import UserError
@@ -64,8 +66,8 @@ def collect(folders: Sequence[Path], results: Path) -> Collected:
             home = source.folder(record["names"], record["key"], record["seed"])
             there = target.folder(record["names"], record["key"], record["seed"])
             try:
-                with target.lease(there):
-                    for one in (home, *sorted(home.glob(f"{ALSO}*"))):
+                with target.lease(there), _loose(source, home) as whole:
+                    for one in (whole, *sorted(home.glob(f"{ALSO}*"))):
                         if (one / RECORD).is_file():
                             _bring(one, there, target, found)
             except LeaseHeld as held:
@@ -73,9 +75,24 @@ def collect(folders: Sequence[Path], results: Path) -> Collected:
     return found
 
 
+@contextmanager
+def _loose(store: RecordStore, folder: Path) -> Iterator[Path]:
+    """The unit's folder; of a packed unit, a folder with its files for the while."""
+    if (folder / RECORD).is_file():
+        yield folder
+        return
+    with TemporaryDirectory() as place:
+        store.loosen(folder, Path(place))
+        yield Path(place)
+
+
 def _bring(source: Path, folder: Path, target: RecordStore, found: Collected) -> None:
     """One recorded unit into its leased folder."""
     content = (source / RECORD).read_bytes()
+    if target.text(folder, RECORD) == content:
+        found.same.append(folder)
+        return
+    target.loosen(folder)
     if any((place / RECORD).read_bytes() == content for place in _places(folder)):
         found.same.append(folder)
         return

@@ -138,16 +138,19 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
     """All rows that parse, in file order, and how many lines do not. A file that is not there has no rows."""
+    return rows_of(path.read_bytes()) if path.exists() else ([], 0)
+
+
+def rows_of(lines: bytes) -> tuple[list[dict[str, Any]], int]:
+    """All rows that parse, in order, and how many lines do not."""
     rows: list[dict[str, Any]] = []
     damaged = 0
-    if not path.exists():
-        return rows, damaged
-    for line in path.read_bytes().split(b"\n"):
+    for line in lines.split(b"\n"):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             damaged += 1
             continue
         if isinstance(row, dict):
@@ -158,12 +161,18 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as gzipped JSON lines, atomically; equal rows give equal bytes (no name, no time inside)."""
+    """Write rows as gzipped JSON lines, atomically; equal rows give equal bytes."""
+    lines = (json.dumps(finite(row)[0], sort_keys=True, allow_nan=False).encode() + b"\n" for row in rows)
+    atomic_write(path, zipped(lines))
+
+
+def zipped(chunks: Iterable[bytes]) -> bytes:
+    """gzip without a name or a time inside, so that equal content gives equal bytes."""
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=6) as packed:
-        for row in rows:
-            packed.write(json.dumps(finite(row)[0], sort_keys=True, allow_nan=False).encode() + b"\n")
-    atomic_write(path, buffer.getvalue())
+        for chunk in chunks:
+            packed.write(chunk)
+    return buffer.getvalue()
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:

@@ -3,10 +3,12 @@
     <root>/<task>/<backbone>/<method>/<key[:8]>/seed<k>/record.json
 
 Beside a record lie steps.jsonl, predictions.jsonl.gz and what else the unit leaves (`adalora_bench.store.files`).
+All of it may be packed (`adalora_bench.store.packed`); a loose record stands before a packed one of the same unit.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adalora_bench.errors import UserError
+from adalora_bench.store import packed
 from adalora_bench.store.environment import environment, git_state
 from adalora_bench.store.files import (
     TEMPORARY,
@@ -26,10 +29,13 @@ from adalora_bench.store.files import (
     finite,
     read_jsonl,
     read_predictions,
+    rows_of,
     write_predictions,
     writing,
+    zipped,
 )
 from adalora_bench.store.lease import HOLDER, LOCK, LeaseHeld, hold
+from adalora_bench.store.packed import PACKED, PREDICTIONS, RECORD, STEPS
 from adalora_bench.store.schema import DONE, FINISHED, KEY, NAME, SCHEMA, STATUSES, finished_at, misfit
 
 __all__ = [
@@ -55,8 +61,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-RECORD = "record.json"
-PREDICTIONS = "predictions.jsonl.gz"
 LOCAL_FILES = (LOCK, HOLDER)  # they mean something in their own folder alone
 CHECKPOINTS = "checkpoints"
 # What a table never shows and what makes a record large.
@@ -148,35 +152,94 @@ class RecordStore:
         return path
 
     def read(self, folder: Path) -> dict[str, Any] | None:
-        """The record in a unit's folder; None where there is none or it was quarantined (and logged)."""
+        """The record of a unit's folder; None where there is none or it was quarantined (and logged)."""
         record, refused = self._load(folder / RECORD)
+        if record is None and refused is None:
+            text = packed.text_of(self.root, self.unit(folder), RECORD)
+            record, refused = self._unpacked(folder, text) if text is not None else (None, None)
         if refused:
             log.warning("%s: %s", refused.path, refused.reason)
         return record
+
+    @classmethod
+    def around(cls, folder: Path) -> RecordStore:
+        """The store that a unit's folder lies in."""
+        return cls(folder.absolute().parents[4])
+
+    def unit(self, folder: Path) -> str:
+        """The name of a unit's folder below the root: <task>/<backbone>/<method>/<key[:8]>/seed<k>."""
+        return folder.absolute().relative_to(self.root.absolute()).as_posix()
+
+    def text(self, folder: Path, file: str) -> bytes | None:
+        """A file that belongs to the unit's record, not compressed; None where there is none.
+
+        Args:
+            file: RECORD, STEPS or PREDICTIONS.
+        """
+        if (folder / RECORD).is_file():
+            path = folder / file
+            if not path.is_file():
+                return None
+            return gzip.decompress(path.read_bytes()) if file.endswith(".gz") else path.read_bytes()
+        found = packed.text_of(self.root, self.unit(folder), file)
+        return None if found is None else found.encode("utf-8", "surrogateescape")
+
+    def steps(self, folder: Path) -> list[dict[str, Any]]:
+        """The rows of the unit's steps.jsonl that parse; none where there is no such file."""
+        return rows_of(self.text(folder, STEPS) or b"")[0]
+
+    def predictions(self, folder: Path) -> list[dict[str, Any]] | None:
+        """The unit's predictions in order; None where they are not kept."""
+        lines = self.text(folder, PREDICTIONS)
+        return None if lines is None else [json.loads(line) for line in lines.splitlines()]
+
+    def loosen(self, folder: Path, into: Path | None = None) -> None:
+        """Write the files of a packed unit into its folder, or `into` another; nothing where it lies loose.
+
+        The record comes last, so that a kill leaves the unit packed.
+        """
+        if (folder / RECORD).is_file():
+            return
+        for file in reversed(PACKED):
+            text = self.text(folder, file)
+            if text is not None:
+                content = zipped([text]) if file.endswith(".gz") else text
+                atomic_write((into or folder) / file, content)
 
     def scan(self, *, light: bool = False) -> Scan:
         """Read every record. A file that does not parse or fits no schema is renamed to record.json.bad-<n>.
 
         Both lists follow the sorted paths. A file that cannot be read, or lies in a folder other than its
-        own, is named but left where it is. `light` drops what tables never show and what fills the memory:
+        own, is named but left where it is, and so is a packed file that is damaged; what can be read of it
+        counts. `light` drops what tables never show and what fills the memory:
         history, events, environment, traces, and what is told per module.
         """
         found = Scan()
-        for path in sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}*")):
-            if path.name != RECORD:
-                if path.name.startswith(f"{RECORD}.bad-") and not path.with_name(RECORD).exists():
-                    log.warning("%s: not counted, as it was no record; run the unit again", path)
-                    found.aside.append(path)
-                continue
-            record, refused = self._load(path)
-            if record is not None and (home := self._home(record)) != path.parent:
-                refused = Quarantined(path, f"lies outside its own folder {home.relative_to(self.root)}")
+        loose = sorted(self.root.glob(f"*/*/*/*/seed*/{RECORD}*"))
+        # Packed files are listed after the loose ones: what is being packed meanwhile is seen in one of the two.
+        texts = {self.root / unit: text for unit, _, text in packed.records(self.root)}
+        aside = [path for path in loose if path.name.startswith(f"{RECORD}.bad-")]
+        for folder in sorted({path.parent for path in loose if path.name == RECORD} | texts.keys()):
+            record, refused = self._load(folder / RECORD)
+            if record is None and refused is None and folder in texts:
+                record, refused = self._unpacked(folder, texts[folder])
+            if record is not None and (home := self._home(record)) != folder:
+                refused = Quarantined(
+                    folder / RECORD, f"lies outside its own folder {home.relative_to(self.root)}"
+                )
                 record = None
             if refused:
                 log.warning("%s: %s", refused.path, refused.reason)
                 found.quarantined.append(refused)
             if record is not None:
                 found.records.append(_lighten(record) if light else record)
+        for path in aside:
+            if not path.with_name(RECORD).exists() and path.parent not in texts:
+                log.warning("%s: not counted, as it was no record; run the unit again", path)
+                found.aside.append(path)
+        for path, reason in packed.damaged(self.root):
+            log.warning("%s: %s", path, reason)
+            found.quarantined.append(Quarantined(path, reason))
         return found
 
     @contextmanager
@@ -228,14 +291,22 @@ class RecordStore:
             return None, None
         except OSError as error:
             return None, Quarantined(path, f"cannot be read: {error.strerror}")
+        record, reason = self._parsed(content)
+        return (None, _quarantine(path, seen, reason)) if reason else (record, None)
+
+    def _unpacked(self, folder: Path, text: str) -> tuple[dict[str, Any] | None, Quarantined | None]:
+        """The record of a packed unit; what is none is named by the path that it would have."""
+        record, reason = self._parsed(text.encode("utf-8", "surrogateescape"))
+        return (None, Quarantined(folder / RECORD, f"packed, {reason}")) if reason else (record, None)
+
+    def _parsed(self, content: bytes) -> tuple[dict[str, Any] | None, str]:
+        """The record, or why this is none."""
         try:
-            record = json.loads(content, parse_constant=_refuse_constant)
+            record: dict[str, Any] = json.loads(content, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            return None, _quarantine(path, seen, f"does not parse: {error}")
+            return None, f"does not parse: {error}"
         reason = misfit(record) or self._unfit_names(record)
-        if reason:
-            return None, _quarantine(path, seen, f"fits no schema: {reason}")
-        return record, None
+        return (None, f"fits no schema: {reason}") if reason else (record, "")
 
     def _unfit_names(self, record: Mapping[str, Any]) -> str | None:
         try:
@@ -243,6 +314,14 @@ class RecordStore:
         except ValueError as error:
             return str(error).rstrip(".")
         return None
+
+
+def content_of(path: Path) -> bytes | None:
+    """What a record.json holds, loose or packed; None where there is none. OSError: it cannot be read."""
+    if path.is_file():
+        return path.read_bytes()
+    folder = path.absolute().parent
+    return RecordStore.around(folder).text(folder, RECORD) if len(folder.parents) > 4 else None
 
 
 def _text(record: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,40 +122,34 @@ def test_variants_take_over_what_their_method_won_but_for_what_they_do_not_use(
 
 
 def test_rows_at_another_budget_have_trials_of_their_own(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "RECORDS", tmp_path)
     settings = script.defaults("lora") | {"lr": 1e-3}
+    made = []
     for seed, changed in enumerate(({}, {"rank": 2}, {"targets": ["q", "v"]}, {"dropout": 0.1})):
-        file = (
-            tmp_path / "runs" / "stsb" / "minilm_l6" / "lora" / f"key{seed}" / f"seed{seed}" / "record.json"
-        )
-        file.parent.mkdir(parents=True)
         overrides = [
             "split=holdout",
             *(f"method.{name}={value}" for name, value in ({"lr": 1e-3} | changed).items()),
         ]
-        one = {"config": {"method": settings | changed}, "overrides": overrides, "seed": seed}
-        file.write_text(json.dumps(one), encoding="utf-8")
+        made.append({"config": {"method": settings | changed}, "overrides": overrides, "seed": seed})
+    monkeypatch.setattr(script, "records", lambda *_: made)
     seeds = {row: set(script.trials(row, "stsb").get(1e-3, {})) for row in ("lora", "lora_r2", "lora_qv")}
     assert seeds == {"lora": {0}, "lora_r2": {1}, "lora_qv": {2}}
     assert "method.targets=[q,v]" in script.command("lora_qv", "stsb", [1e-3], [0], 1)
 
 
 def test_trials_under_a_default_that_has_changed_since_do_not_count(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interpolation is compared by what it comes to: IncreLoRA's interval is the training's warm-up."""
-    monkeypatch.setattr(script, "RECORDS", tmp_path)
+    made = []
     own = script.defaults("increlora")
     assert own["interval"] == own["growth_warmup"] == "${train.warmup}"
     settings = own | {"interval": "6%", "growth_warmup": "6%"}
     for seed, changed in enumerate(({}, {"alpha": own["alpha"] + 1}, {"interval": "7%"})):
-        file = tmp_path / f"runs/stsb/minilm_l6/increlora/key{seed}/seed{seed}/record.json"
-        file.parent.mkdir(parents=True)
         config = {"method": settings | changed, "train": {"warmup": "6%"}}
-        one = {"config": config, "overrides": ["method.lr=0.001"], "seed": seed}
-        file.write_text(json.dumps(one), encoding="utf-8")
+        made.append({"config": config, "overrides": ["method.lr=0.001"], "seed": seed})
+    monkeypatch.setattr(script, "records", lambda *_: made)
     assert {rate: set(seeds) for rate, seeds in script.trials("increlora", "stsb").items()} == {
         own["lr"]: {0}
     }
