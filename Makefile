@@ -29,7 +29,7 @@ QUIET_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 PYTEST := $(BIN)/python -m pytest
 FIGURES := build/fault-figures.jsonl
 
-.PHONY: help install demo test test-nightly test-data test-faults lint format tables claims figures report clean
+.PHONY: help install check docs demo test test-nightly test-data test-faults lint format tables claims figures report clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,7 @@ demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embe
 	$(BENCH) run method=lora method.rank=2 task=film_reviews scale=cpu $(DEMO_ARGS) $(RUN_ARGS)
 	$(BENCH) tables --compare $(DEMO_ARGS) task=film_reviews
 
-test: install ## The offline tests, without real data (10 minutes at most)
+test: install ## The offline tests of a pull request, without real data (6 minutes)
 	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup
 
 test-nightly: install ## Tests that are complete where make test takes a part: the trace of every method
@@ -92,6 +92,13 @@ figures: install ## Draw every figure that the records allow: results/figures
 
 report: tables claims figures ## Everything that is made from the records, and all of it on one page: results/report.html
 	$(BENCH) report
+
+docs: install ## The documentation as a site: build/docs/index.html
+	$(PIP) install --quiet $(PIP_ARGS) -e '.[docs]' -c constraints.txt
+	$(BIN)/mkdocs build --quiet
+
+check: lint ## For the inner loop, under a minute: lint, types, unit tests
+	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -q -n $(or $(JOBS),2) --dist loadgroup tests/unit
 
 clean: ## Remove .venv and caches; records and tables stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

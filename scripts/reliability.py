@@ -66,9 +66,10 @@ def page(table: list[dict[str, Any]], tests: int) -> str:
         [
             "# What it survives",
             "",
-            "Made by `make test-faults` (scripts/reliability.py) from what the tests counted; edit nothing here.",
+            "Made by `make test-faults` (scripts/reliability.py) from what the tests counted; do not edit.",
             "",
-            f"Run: {where}. Tried {tried:,} times, survived {survived:,} times.",
+            f"Run: {where}.",
+            f"Of {tried:,} attempts, {survived:,} were survived.",
             "",
             f"| {lines[0]} |",
             f"|{'---|' * len(HEAD)}",

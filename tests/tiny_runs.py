@@ -56,8 +56,14 @@ def is_thorough(method: object, backbone: object) -> bool:
     return backbone == FIRST and not is_preset(str(method))
 
 
+def _marks(method: str, backbone: str) -> list[pytest.MarkDecorator]:
+    """One worker trains a pair for all of its checks. What peft's own methods promise is checked at night."""
+    nightly = [pytest.mark.nightly] if is_preset(method) and method.startswith("peft_") else []
+    return [pytest.mark.xdist_group(f"{method}-{backbone}"), *nightly]
+
+
 PAIRS = [
-    pytest.param(method, backbone, marks=pytest.mark.xdist_group(f"{method}-{backbone}"))
+    pytest.param(method, backbone, marks=_marks(method, backbone))
     for backbone, methods in BACKBONES.items()
     for method in methods
     if backbone == FIRST or not is_preset(method)

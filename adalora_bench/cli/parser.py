@@ -43,7 +43,7 @@ JUDGE_HELP = """settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `bench` command. Returns the exit code (errors.py)."""
-    arguments = _parser().parse_args(_with_own_settings(sys.argv[1:] if argv is None else list(argv)))
+    arguments = parser().parse_args(_with_own_settings(sys.argv[1:] if argv is None else list(argv)))
     try:
         code: int = arguments.command(arguments)
         return code
@@ -69,7 +69,8 @@ def _with_own_settings(argv: list[str]) -> list[str]:
     return [*rest[:1], *sorted(rest[1:], key=lambda text: text not in ("-m", "--multirun"))]
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="bench", description="Fine-tune with adaptive low-rank methods, and compare them fairly."
     )

@@ -219,3 +219,8 @@ def _mark_first_row(log: Path) -> None:
     rows = _rows(log)
     rows[0]["marked"] = True
     log.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_its_tests_share_one_worker(request: pytest.FixtureRequest) -> None:
+    """Else every worker makes the fixtures anew, as happened under a pytest that pytest-xdist did not know."""
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@cli-interrupt")
