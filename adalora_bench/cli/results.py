@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench.errors import EXIT_OK, EXIT_UNIT_FAILED, UserError, unknown
+from adalora_bench.settings.conf_files import at_home
+from adalora_bench.settings.config import PATHS
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -36,25 +40,62 @@ def plain(overrides: Sequence[str], valid: set[str]) -> dict[str, str]:
             raise UserError(f"cannot read {text!r}; settings are written name=value, for example task=rte.")
         if name not in valid:
             raise UserError(unknown("setting", name, valid))
-        chosen[name] = value
+        chosen[name] = at_home(name, value) if name in PATHS or name == "to" else value
     return chosen
 
 
 def tables_command(arguments: argparse.Namespace) -> int:
     """Every table from the records; with --compare, the cells on the terminal as well."""
     chosen = plain(arguments.overrides, {"results_dir", "task", "method", "backbone", "scale"})
-    results = Path(chosen.pop("results_dir", "results"))
+    results = recorded_in(chosen)
+    chosen.pop("results_dir", None)
     if chosen and not arguments.compare:
         raise UserError(
             f"{next(iter(chosen))}= chooses what --compare prints; without it every table is written."
         )
     out, scan = console(), light_records(results)
     records = scan.records
-    refresh_tables(results, scan, None, out)
-    refresh_papers(results, records, None, out)
-    if arguments.compare or not (results / "runs").is_dir():
+    if arguments.compare or not records:
         print_cells(results, records, None, out, chosen)
+    if records:
+        with all_tried() as attempt:
+            attempt(refresh_tables, results, scan, None, out)
+            attempt(refresh_papers, results, records, None, out)
     return EXIT_OK
+
+
+def recorded_in(chosen: Mapping[str, str]) -> Path:
+    """The results folder of a command that reads records. UserError: it is not there, so that nothing is made."""
+    given = chosen.get("results_dir", "results")
+    results = Path(at_home("results_dir", given))
+    if (results / "runs").is_dir() or (given == "results" and not results.exists()):
+        return results
+    near = [path.name for path in results.parent.glob("*") if (path / "runs").is_dir()] if given else []
+    if not results.is_dir() and near:
+        raise UserError(unknown("results folder", results.name, near))
+    raise UserError(f"results_dir={given!r} holds no runs/, so there are no records to read.")
+
+
+@contextmanager
+def all_tried() -> Iterator[Callable[..., None]]:
+    """Calls, each of which may raise UserError; the others are made all the same. At the end one UserError says all."""
+    refused: list[str] = []
+
+    def attempt(call: Callable[..., object], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except UserError as error:
+            refused.append(str(error))
+
+    yield attempt
+    if refused:
+        raise UserError("\n".join(refused))
+
+
+def split_given(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(paths, settings) of a command that takes both; what is there under this name is a path, whatever it holds."""
+    settings = [text for text in texts if re.match(r"[a-z_][\w.]*=", text) and not Path(text).exists()]
+    return [text for text in texts if text not in settings], settings
 
 
 def light_records(results: Path) -> Scan:
@@ -184,8 +225,7 @@ def _recorded(arguments: argparse.Namespace) -> tuple[Path, Scan, RecordStore]:
     """The folder of results, all its records whole, and their store."""
     from adalora_bench.store.records import RecordStore
 
-    chosen = plain(arguments.overrides, {"results_dir"})
-    results = Path(chosen.get("results_dir", "results"))
+    results = recorded_in(plain(arguments.overrides, {"results_dir"}))
     store = RecordStore(results / "runs")
     return results, store.scan(), store
 
@@ -195,11 +235,11 @@ def collect_command(arguments: argparse.Namespace) -> int:
     from adalora_bench.engine.units import count
     from adalora_bench.store.collect import collect
 
-    chosen = plain([text for text in arguments.folders if "=" in text], {"results_dir"})
-    folders = [Path(text) for text in arguments.folders if "=" not in text]
+    named, given = split_given(arguments.folders)
+    chosen, folders = plain(given, {"results_dir"}), [Path(at_home("folder", text)) for text in named]
     if not folders:
         raise UserError("no folder given; name the results folders to bring in: bench collect FOLDER...")
-    results = Path(chosen.get("results_dir", "results"))
+    results = Path(at_home("results_dir", chosen.get("results_dir", "results")))
     found, out = collect(folders, results), console()
     out.print(
         f"{count(len(found.copied), 'unit')} copied into {results}, {len(found.same)} there already",
@@ -233,7 +273,7 @@ def _convert(
 
     chosen = plain(arguments.overrides, {"results_dir", "task"})
     tasks = [name for name in chosen.get("task", "").split(",") if name]
-    done, out = convert(Path(chosen.get("results_dir", "results")) / "runs", tasks), console()
+    done, out = convert(recorded_in(chosen) / "runs", tasks), console()
     for sentence in done.left:
         out.print(f"left: {sentence}", soft_wrap=True)
     out.print(
@@ -261,8 +301,8 @@ def judge_command(arguments: argparse.Namespace) -> int:
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("adalora_bench.judge").setLevel(logging.INFO)
-    named = [text for text in arguments.given if "=" not in text]
-    settings = plain([text for text in arguments.given if "=" in text], set(SETTINGS))
+    named, given = split_given(arguments.given)
+    settings = plain(given, set(SETTINGS))
     out, results = console(), Path(settings.get("results_dir", "results"))
     try:
         for path, verdict in grade_records(named, settings):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_bench.cli.results import (
+    all_tried,
     console,
     light_records,
     print_cells,
@@ -59,20 +60,26 @@ def run_command(arguments: argparse.Namespace) -> int:
         out.print(f"skipped: {count(len(skipped), 'unit')} already recorded (force=true runs them again)")
     todo = [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
     summary = _train(todo, skipped, common, results)
-    scan = light_records(results)
-    records = scan.records
-    refresh_tables(results, scan, cells, out)
     tables = [
         name for text in arguments.overrides if text.startswith("table=") for name in text[6:].split(",")
     ]
-    if tables:
-        refresh_papers(results, records, tables, out)
-    print_cells(results, records, cells, out)
-    if tables:
-        say_verdicts(results, records, tables, {cell.names["scale"] for cell in cells}, out)
-    for line in summary_lines(summary, forced=common["force"]):
-        out.print(line, soft_wrap=True)
+    with all_tried() as attempt:  # whatever becomes of the tables, the command says how its units ended
+        attempt(_tables, results, cells, tables, out)
+        for line in summary_lines(summary, forced=common["force"]):
+            out.print(line, soft_wrap=True)
     return summary.exit_code
+
+
+def _tables(results: Path, cells: list[Cell], tables: Sequence[str], out: Console) -> None:
+    """What a command's units changed: tables, those of papers that were asked for, and the cells on the terminal."""
+    scan = light_records(results)
+    with all_tried() as attempt:
+        attempt(refresh_tables, results, scan, cells, out)
+        if tables:
+            attempt(refresh_papers, results, scan.records, tables, out)
+        print_cells(results, scan.records, cells, out)
+        if tables:
+            say_verdicts(results, scan.records, tables, {cell.names["scale"] for cell in cells}, out)
 
 
 def plan_command(arguments: argparse.Namespace) -> int:

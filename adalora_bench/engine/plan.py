@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any
 
+from adalora_bench.engine.units import count
 from adalora_bench.errors import UserError
 from adalora_bench.methods.base import Facts
 from adalora_bench.settings.cells import name_of
@@ -183,7 +184,7 @@ def plan_lines(planned: Sequence[PlannedCell], jobs: int) -> list[str]:
     whole = Counter[str]()
     for one in planned:
         whole.update(one.units)
-    lines.append(f"{len(planned)} cells, {total} units: {_states(whole)}; {left} to train")
+    lines.append(f"{count(len(planned), 'cell')}, {count(total, 'unit')}: {_states(whole)}; {left} to train")
     if nowhere := sorted({one.cell.names["task"] for one in planned if not one.cell.key}):
         lines.append(
             f"{', '.join(nowhere)}: the data is not on this machine (bench fetch, or ADALORA_BENCH_DATA), so records "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import signal
 from collections import Counter
@@ -103,30 +102,31 @@ def unit_folder(store_root: Path, unit: Unit) -> Path:
 
 def rerun_command(unit: Unit) -> str:
     """The command, quoted for a shell, that runs this unit alone."""
+    from adalora_bench.settings.conf_files import conf_dirs
+
     names = [f"{group}={unit.cell.names[group]}" for group in ("method", "task", "backbone", "scale")]
     typed = [text for text in unit.cell.overrides if not text.startswith("seeds=")]
-    return shlex.join(["bench", "run", *names, *typed, *_places(unit.cell), f"seeds=[{unit.seed}]"])
+    own = [word for folder in conf_dirs()[1:] for word in ("--config-dir", str(folder))]
+    return shlex.join(["bench", "run", *own, *names, *typed, *_places(unit.cell), f"seeds=[{unit.seed}]"])
 
 
 def _places(cell: Cell) -> list[str]:
     """The steering settings without which the same unit would be looked for elsewhere, or be skipped."""
     from omegaconf import OmegaConf
 
+    from adalora_bench.settings.compose import in_hydra
     from adalora_bench.settings.conf_files import conf_dir
 
     usual = OmegaConf.load(conf_dir() / "run.yaml")
     changed = [
         (name, value)
-        for name in ("results_dir", "data_dir", "device", "offline", "force")
+        for name in ("results_dir", "data_dir", "device", "processes", "offline", "force")
         if (value := cell.config.get(name)) is not None and value != OmegaConf.select(usual, name)
     ]
-    return [f"{name}={_in_hydra(value)}" for name, value in changed]
-
-
-def _in_hydra(value: object) -> str:
-    """A value in Hydra's grammar: bare where it can be, else quoted."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "\\'") + "'"
+    return [
+        f"{name}={in_hydra(str(value).lower() if isinstance(value, bool) else str(value))}"
+        for name, value in changed
+    ]
 
 
 def labels(units: Sequence[Unit]) -> list[str]:

@@ -15,7 +15,7 @@ from adalora_bench.report.drawing import DRAWERS
 from adalora_bench.report.kinds import load_figures, pictures
 from adalora_bench.report.rows import Record
 from adalora_bench.report.series import Picture, Steps, shown
-from adalora_bench.store.files import write_if_changed
+from adalora_bench.store.files import write_all, writing
 from adalora_bench.store.records import RecordStore
 
 # Nothing that changes from day to day.
@@ -47,15 +47,15 @@ def refresh(
         What was written, and the names of figures without records.
     """
     drawn, skipped = draw_all(conf, store, records)
-    written = []
-    for stem, files in drawn.items():
-        for ending, content in files.items():
-            path = folder / f"{stem}.{ending}"
-            if write_if_changed(path, content):
-                written.append(path)
     for path in folder.glob("*"):
-        if path.suffix in (".svg", ".png") and path.stem not in drawn:
-            path.unlink()
+        if path.suffix in (".svg", ".png") and path.stem not in drawn and path.is_file():
+            with writing(path):
+                path.unlink()
+    written = write_all(
+        (folder / f"{stem}.{ending}", content)
+        for stem, files in drawn.items()
+        for ending, content in files.items()
+    )
     return written, skipped
 
 

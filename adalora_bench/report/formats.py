@@ -14,7 +14,7 @@ from adalora_bench.report.papers import Filled, fill
 from adalora_bench.report.rows import Record
 from adalora_bench.report.wording import NOT_FOUND, against, caption, costs, marks, ours, spent, theirs
 from adalora_bench.settings.published import load_table, table_names
-from adalora_bench.store.files import write_if_changed
+from adalora_bench.store.files import write_all
 
 WHERE_HEAD = ["table", "scale", "backbone", "row", "method", "task", "column"]
 NUMBER_HEAD = ["value", "low", "high", "n", "finished", "collapsed", "published", "gap"]
@@ -48,14 +48,12 @@ def refresh(
         conf: the folder conf/table.
         names: which tables; None takes all.
     """
-    written = []
-    for name in table_names(conf) if names is None else names:
-        for filled in fill(name, load_table(conf, name), records):
-            for ending, text in render(filled).items():
-                path = folder / f"{file_stem(filled)}.{ending}"
-                if write_if_changed(path, text):
-                    written.append(path)
-    return written
+    return write_all(
+        (folder / f"{file_stem(filled)}.{ending}", text)
+        for name in (table_names(conf) if names is None else names)
+        for filled in fill(name, load_table(conf, name), records)
+        for ending, text in render(filled).items()
+    )
 
 
 # -- the four forms --------------------------------------------------------------------------------------------

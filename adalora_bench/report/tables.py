@@ -16,7 +16,7 @@ from adalora_bench.report.rows import CellRow, Group, Record
 from adalora_bench.report.scores import OTHER_ROWS, on_other_rows, sections
 from adalora_bench.report.selection import Selection, selection_of
 from adalora_bench.report.statistics import median_coverage
-from adalora_bench.store.files import write_if_changed
+from adalora_bench.store.files import write_all
 from adalora_bench.store.schema import STATUSES
 
 __all__ = ["CellRow", "build_tables", "cell_summary", "refresh", "table_name"]
@@ -61,12 +61,10 @@ def refresh(
 
     `only` names the tables to look at (default: all). UserError: the folder cannot be written.
     """
-    written = []
-    for name, text in build_tables(records, not_counted=not_counted).items():
-        path = tables_dir / f"{name}.md"
-        if (only is None or name in only) and write_if_changed(path, text):
-            written.append(path)
-    return written
+    texts = build_tables(records, not_counted=not_counted)
+    return write_all(
+        (tables_dir / f"{name}.md", text) for name, text in texts.items() if only is None or name in only
+    )
 
 
 def table_name(group: Group) -> str:

@@ -6,8 +6,11 @@ Hydra composes one cell at a time (conf/run.yaml); its override grammar gives th
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from contextlib import suppress
+from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.settings.conf_files import (
+    at_home,
     conf_dir,
     conf_dirs,
     load_yaml,
@@ -22,7 +26,7 @@ from adalora_bench.settings.conf_files import (
     option_file,
     options,
 )
-from adalora_bench.settings.config import GROUPS, Cell, Steering, typed
+from adalora_bench.settings.config import GROUPS, PATHS, Cell, Steering, class_of, typed
 from adalora_bench.settings.key import STEERING
 from adalora_bench.store.schema import NAME
 
@@ -73,13 +77,14 @@ def expanded(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     axes: list[list[str]] = []
     typed_names: set[str] = set()
     for text in overrides:
+        text = _plain_path(text, multirun)
         try:
             parsed = OverridesParser.create().parse_override(text)
             values = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else []
         except HydraException:  # glob() is refused here too: it wants Hydra's own launcher
             parsed, values = None, []
         if parsed is None or not parsed.key_or_group:
-            raise UserError(f"cannot read {text!r}; settings are written name=value, for example task=rte.")
+            raise UserError(_unreadable(text))
         if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
             raise UserError(f"{text!r}: settings can be changed, not added or removed; write name=value.")
         name = parsed.key_or_group
@@ -95,6 +100,34 @@ def expanded(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         else:
             axes.append([text])
     return [list(combination) for combination in product(*axes)]
+
+
+def _plain_path(text: str, multirun: bool) -> str:
+    """An override that names a path, which needs no quotes of its own: characters of Hydra's grammar are quoted."""
+    name, equals, value = text.partition("=")
+    if not equals or name not in PATHS or value[:1] in ("'", '"') or value in ("", "null"):
+        return text
+    if re.fullmatch(r"[\w./:,@%+-]*", value, re.ASCII):
+        return text
+    parts = value.split(",") if multirun else [value]
+    return f"{name}={','.join(in_hydra(part) for part in parts)}"
+
+
+def in_hydra(text: str) -> str:
+    """A text as a value of Hydra's grammar: bare where it can be, else quoted."""
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII):
+        return text
+    # A backslash escapes the quote alone, so those before a quote and at the end are doubled.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
+
+
+def _unreadable(text: str) -> str:
+    """Why an override cannot be read, and how to write it."""
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", name, re.ASCII):
+        return f"cannot read {text!r}; settings are written name=value, for example task=rte."
+    quoted = shlex.quote(f"{name}={in_hydra(value)}")
+    return f"cannot read the value of {text!r}; to give it as a text, quote it for the shell and for bench: {quoted}."
 
 
 def _compose(overrides: list[str], usual: dict[tuple[str, ...], dict[str, Any]]) -> Cell:
@@ -131,6 +164,7 @@ def _compose(overrides: list[str], usual: dict[tuple[str, ...], dict[str, Any]])
             raise UserError(
                 f"{option_file(group, names.get(group, 'default'))} must hold settings, name: value."
             )
+    _expand_home(config)
     config |= _steering(config, [text.split("=", 1)[0].partition(".")[0] for text in values])
     if config["method"].get("pattern_from"):
         from adalora_bench.settings.pattern import resolve
@@ -141,6 +175,17 @@ def _compose(overrides: list[str], usual: dict[tuple[str, ...], dict[str, Any]])
         text for text in telling if text.split("=", 1)[0] not in STEERING and not text.startswith("launch.")
     )
     return Cell(names=names, config=config, overrides=tuple(shown), seeds=seeds)
+
+
+def _expand_home(config: dict[str, Any]) -> None:
+    """`~` of every path, as a shell would; UserError: there is no home."""
+    for name in PATHS:
+        *groups, last = name.split(".")
+        node: Any = config
+        for group in groups:
+            node = node.get(group) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(last), str):
+            node[last] = at_home(name, node[last])
 
 
 def _telling(
@@ -223,8 +268,14 @@ def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
             known = _dotted(OmegaConf.to_container(run(groups), resolve=False))
         except (HydraException, OmegaConfBaseException):
             raise UserError(said) from None
+        declared = _declared(run(groups), known)
+        typed_out = [text for text in values if text.split("=", 1)[0] in declared]
+        if typed_out:  # a setting that the file leaves out, since its class has a default
+            new = [f"+{text}" for text in typed_out if not _is_default(text, declared)]
+            return _hydra(groups, [*(text for text in values if text not in typed_out), *new])
+        known += declared
         for text in values:
-            key = text.split("=", 1)[0]
+            key = text.split("=", 1)[0].lstrip("+")
             if key != "train" and key not in known:
                 raise UserError(unknown("setting", key, _relatives(key, known))) from None
         raise UserError(said) from None
@@ -239,7 +290,7 @@ def _hydra(groups: list[str], values: list[str]) -> dict[str, Any]:
 
 def _search_path() -> list[str]:
     """The user's own folders, as Hydra wants to be told of them."""
-    folders = ", ".join(f"'file://{folder}'" for folder in conf_dirs()[1:])
+    folders = ", ".join(in_hydra(f"file://{folder}") for folder in conf_dirs()[1:])
     return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
@@ -252,6 +303,36 @@ def _dotted(node: Any, prefix: str = "") -> list[str]:
         name = f"{prefix}{key}"
         keys += [name, *_dotted(value, f"{name}.")]
     return [key for key in keys if not key.endswith("_target_")]
+
+
+def _declared(config: Any, known: Sequence[str]) -> dict[str, Any]:
+    """Settings that a group's class has and its file leaves out, dotted -> default (None where there is none)."""
+    from omegaconf import OmegaConf
+
+    found: dict[str, Any] = {}
+    for group in (*GROUPS, "train"):
+        with suppress(UserError):
+            cls = class_of(config[group], group)
+            schema = OmegaConf.structured(cls)
+            for name in schema:
+                node = schema._get_node(name)
+                inner = node._metadata.ref_type
+                if f"{group}.{name}" not in known:
+                    found[f"{group}.{name}"] = (
+                        None if node._is_missing() else OmegaConf.to_container(schema)[name]  # type: ignore[index]
+                    )
+                if is_dataclass(inner):
+                    places = [f"{group}.{name}.{field.name}" for field in fields(inner)]
+                    found |= {place: None for place in places if place not in known}
+    return found
+
+
+def _is_default(text: str, declared: Mapping[str, Any]) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(text)
+    default = declared[parsed.key_or_group]
+    return default is not None and parsed.value() == default
 
 
 def _relatives(key: str, known: list[str]) -> list[str]:
@@ -304,10 +385,23 @@ def default_backbone(task: str, scale: str) -> str:
 
 def accelerators() -> list[str]:
     """Numbers of the GPUs that a process may use, from device files and the environment, without torch."""
+    there = devices()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    if visible is None:
+        return [str(number) for number in range(there)]
+    found: list[str] = []
+    for name in (part.strip() for part in visible.split(",")):
+        known = (name.isdecimal() and int(name) < there) or (there and name.startswith(("GPU-", "MIG-")))
+        if not known or name in found:  # as CUDA: what comes after a wrong name is not seen
+            break
+        found.append(name)
+    return found
+
+
+def devices() -> int:
+    """How many GPUs the system shows, by their device files."""
+    found = list(Path("/dev").glob("nvidia[0-9]*"))
+    return len(found) or int(any(Path("/dev", name).exists() for name in ("dxg", "nvhost-gpu")))
 
 
 def _seeds(value: Any) -> tuple[int, ...]:

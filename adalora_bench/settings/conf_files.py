@@ -26,7 +26,7 @@ def conf_dirs() -> list[Path]:
     UserError: a folder that is not there.
     """
     named = [part for part in os.environ.get(CONF_VARIABLE, "").split(os.pathsep) if part]
-    folders = [Path(part).expanduser().resolve() for part in named]
+    folders = [Path(at_home("--config-dir", part)).resolve() for part in named]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}, a folder of settings (--config-dir, {CONF_VARIABLE}), is not there.")
@@ -83,3 +83,11 @@ def no_environment() -> Iterator[None]:
         yield
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def at_home(name: str, path: str) -> str:
+    """A path whose `~` is expanded. UserError: there is no such home."""
+    full = os.path.expanduser(path)
+    if full.startswith("~") and path in ("~", full) and not Path(path).exists():
+        raise UserError(f"{name}={path!r}: there is no such home folder; write the whole path.")
+    return full

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GROUPS = ("method", "task", "backbone", "scale")
+PATHS = (
+    "results_dir",
+    "data_dir",
+    "task.source.local",
+    "backbone.source.local",
+    "method.pattern_from",
+)
+"""Settings that hold a path; on the command line it needs no quotes but those of the shell."""
 LAUNCHERS = ("local", "ray", "slurm")
 MOVED = {"adalora_bench.backbones.Backbone": "adalora_bench.models.backbone.Backbone"}
 """Class paths that records and users' YAML files may name, by where the class is now. Keys hash the first name."""
@@ -256,6 +264,13 @@ def build(node: Mapping[str, Any], name: str) -> Any:
     Raises:
         UserError: a wrong type, an unknown or missing key, or what `__post_init__` refuses.
     """
+    return typed(class_of(node, name), {key: value for key, value in node.items() if key != "_target_"}, name)
+
+
+def class_of(node: Mapping[str, Any], name: str) -> Any:
+    """The class of a group of settings. UserError: `_target_` names none that may be used."""
+    if name in FIXED:
+        return FIXED[name]
     from adalora_bench.data.tasks import Task
     from adalora_bench.methods.base import Method  # imports no torch; the method's own module may
     from adalora_bench.models.backbone import Backbone
@@ -274,7 +289,11 @@ def build(node: Mapping[str, Any], name: str) -> Any:
         raise UserError(f"{name}._target_={target!r} cannot be imported: {error}.") from error
     if not (is_dataclass(cls) and isinstance(cls, type) and issubclass(cls, Method | Task | Backbone)):
         raise UserError(f"{name}._target_={target!r} {must_be}")
-    return typed(cls, {key: value for key, value in node.items() if key != "_target_"}, name)
+    return cls
+
+
+FIXED: dict[str, type] = {"train": TrainConfig, "scale": ScaleConfig}
+"""Groups whose class is always the same."""
 
 
 def typed(cls: type[T], values: Mapping[str, Any], name: str) -> T:
@@ -306,6 +325,7 @@ def typed(cls: type[T], values: Mapping[str, Any], name: str) -> T:
 
 # How OmegaConf says which type it wanted -> how we say it.
 _KINDS = {
+    "Union[int, str]": "steps (100), a share (6%) or epochs (1ep)",
     "to Integer": "a whole number",
     "to Float": "a number",
     "valid bool": "true or false",

@@ -70,10 +70,25 @@ def _put(path: Path, write: Callable[[Path], None], need: int) -> None:
 def write_if_changed(path: Path, content: bytes | str) -> bool:
     """`atomic_write` where the file holds something else or is not there; whether it wrote. UserError: as there."""
     data = content.encode() if isinstance(content, str) else content
-    if path.is_file() and path.read_bytes() == data:
-        return False
+    with suppress(OSError):  # what cannot be read is written anew, or refused by the system
+        if path.is_file() and path.read_bytes() == data:
+            return False
     atomic_write(path, data)
     return True
+
+
+def write_all(files: Iterable[tuple[Path, bytes | str]]) -> list[Path]:
+    """`write_if_changed` of each; what changed. UserError, when all the others are written: what the system refused."""
+    written, refused = [], []
+    for path, content in files:
+        try:
+            if write_if_changed(path, content):
+                written.append(path)
+        except UserError as error:
+            refused.append(str(error))
+    if refused:
+        raise UserError("\n".join(refused))
+    return written
 
 
 @contextmanager

@@ -265,7 +265,7 @@ def test_plan_and_run_count_all_seeds_of_a_sweep(
     monkeypatch.setattr("adalora_bench.engine.launch.launch", launched := Launched())
     assert cli.main([command, "-m", *TOY, "device=cpu", seeds]) == 0
     if command == "plan":
-        assert "1 cells, 3 units: 3 missing; 3 to train" in capsys.readouterr().out
+        assert "1 cell, 3 units: 3 missing; 3 to train" in capsys.readouterr().out
     else:
         assert launched.seeds == [0, 1, 2]
 

@@ -91,7 +91,7 @@ def test_lines_for_people() -> None:
     assert lines[0] == "method=increlora task=toy backbone=tiny_bert scale=smoke: 1 done, 3 missing"
     assert "100 steps (50 an epoch), warmup 6" in lines[1]
     assert "about 3 min a unit, 1.0 GiB" in lines[2]
-    assert lines[-2] == "1 cells, 4 units: 1 done, 3 missing; 3 to train"
+    assert lines[-2] == "1 cell, 4 units: 1 done, 3 missing; 3 to train"
     assert lines[-1] == "expected: 10 min of work, about 7 min with jobs=2, 2 processes of 1.0 GiB at most"
     unknown = plan_lines(plan([cell()], [None], []), jobs=1)
     assert "data is not on this machine" in unknown[1]

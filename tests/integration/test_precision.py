@@ -41,6 +41,7 @@ def test_several_processes_on_gpus_want_one_for_each(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="processes=3 on GPUs takes one for each, and this unit sees 2"):
         require_devices(gpu, 3)
     names = ["method=lora", "task=toy", "scale=smoke"]
+    monkeypatch.setattr("adalora_bench.settings.compose.devices", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     compose_cells([*names, "processes=2"])
     compose_cells([*names, "processes=3", "device=cpu"])
