@@ -65,7 +65,7 @@ AT_NIGHT = {
 def _marks(method: str, backbone: str) -> list[pytest.MarkDecorator]:
     """One worker trains a pair for all of its checks.
 
-    What peft's own methods promise is checked at night, and so are on tiny_bart those that are LoRA but for their ranks,
+    What peft promises is checked at night, and so are on tiny_bart the methods that are LoRA but for their ranks,
     which `SOME` stand for by day.
     """
     by_night = method.startswith("peft_") if backbone == FIRST else (method, backbone) in AT_NIGHT
