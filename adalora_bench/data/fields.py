@@ -89,6 +89,7 @@ class TaskFields:
         max_length: tokens of an input (of a prompt, of a window), unless a recipe says otherwise.
         backbone_for: scale -> backbone taken where the user names none.
         official_rows: split -> rows of the published data set; what has fewer is a subset and says so.
+        official_labels: split -> rows of each label in the published data set; rows with other counts are other data.
         known_subsets: "validation 1000" -> what else is to be said of a split with so many rows.
         span: windows and spans of an encoder.
         prompt, answer, answer_words: what a generative backbone reads and writes, see data/prompts.py; the words by
@@ -120,6 +121,7 @@ class TaskFields:
     backbone_for: dict[str, str]
     official_rows: dict[str, int]
     known_subsets: dict[str, str] = field(default_factory=dict)
+    official_labels: dict[str, list[int]] = field(default_factory=dict)
     span: Span = field(default_factory=Span)
     prompt: str | None = None
     answer: str = "{answer}"

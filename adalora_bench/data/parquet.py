@@ -51,14 +51,39 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
 
     try:
         with pq.ParquetFile(path) as file:
-            absent = [name for name in columns if name not in file.schema_arrow.names]
+            there = file.schema_arrow.names
+            twice = [name for name in columns if there.count(name) > 1]
+            if twice:
+                raise UserError(f"{path}: {there.count(twice[0])} columns are called {twice[0]!r}; keep one.")
+            absent = [name for name in columns if name not in there]
             if absent:
-                raise UserError(
-                    f"{path}: column {absent[0]!r} is missing; the file has {', '.join(file.schema_arrow.names)}."
-                )
-            return file.read(columns=list(columns))
+                raise UserError(f"{path}: column {absent[0]!r} is missing; the file has {', '.join(there)}.")
+            table = file.read(columns=list(columns))
+        return table.cast(pa.schema([pa.field(one.name, _plain(one.type)) for one in table.schema]))
     except (pa.ArrowException, OSError) as error:
         raise UserError(unreadable(path, error)) from error
+
+
+def _plain(kind: Any) -> Any:
+    """The type that tasks know for one that other writers use: categories, views, fixed lists, truth values."""
+    import pyarrow as pa
+
+    t = pa.types
+    if t.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if t.is_string_view(kind):
+        return pa.large_string()
+    if t.is_boolean(kind):
+        return pa.int8()
+    if t.is_decimal(kind):
+        return pa.float64()
+    if t.is_list(kind) or t.is_fixed_size_list(kind) or t.is_list_view(kind):
+        return pa.list_(_plain(kind.value_type))
+    if t.is_large_list(kind) or t.is_large_list_view(kind):
+        return pa.large_list(_plain(kind.value_type))
+    if t.is_struct(kind):
+        return pa.struct([pa.field(one.name, _plain(one.type)) for one in kind.fields])
+    return kind
 
 
 def unreadable(path: Path, error: Exception) -> str:

@@ -150,6 +150,23 @@ class Task(TaskFields):
                 notes.append(f"no {split} rows")
         return ", ".join(notes) or None
 
+    def other_note(self, found: Found, split: str) -> str | None:
+        """What shows that these are other rows than the published ones: more of them, or other labels; else None."""
+        notes = []
+        for name, rows in self.available(found, split).items():
+            word = "training" if name == self.train_split else name
+            official, labels = self.official_rows.get(name), self.official_labels.get(name)
+            if official is not None and rows > official:
+                notes.append(f"other data: {rows} {word} rows where {official} are published")
+            elif labels is not None and rows == sum(labels):
+                counts = Counter(self._used_tables(found, split)[name].column(self.label).to_pylist())
+                got = [counts.get(label, 0) for label in range(len(labels))]
+                if got != labels:
+                    notes.append(
+                        f"other data: {word} rows with the labels {got} where {labels} are published"
+                    )
+        return ", ".join(notes) or None
+
     def score(
         self, predictions: Mapping[str, Sequence[Any]], report: Mapping[str, Sequence[Row]], variant: str = ""
     ) -> dict[str, float]:

@@ -151,7 +151,7 @@ def _notes(training: Training) -> list[str]:
     """What a reader must know: of the method, and of a training that ended before its schedule did."""
     run = training.run
     early = [f"stopped early at step {run.step} of {run.total_steps}"] if run.step < run.total_steps else []
-    return training.method.notes(run) + early
+    return training.method.notes(run) + early + training.notes
 
 
 def _kept(training: Training) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,17 +13,18 @@ from typing import Any
 import torch
 
 from adalora_bench.engine.units import Unit
-from adalora_bench.errors import Diverged, PromiseBroken
+from adalora_bench.errors import Diverged, PromiseBroken, UserError
 from adalora_bench.methods.run import adapter_parameters
 from adalora_bench.models.backbone import Loaded
 from adalora_bench.seeds import derive
-from adalora_bench.settings import prepare
+from adalora_bench.settings import early, prepare
 from adalora_bench.settings.assemble import assemble, form_of, load_backbone
 from adalora_bench.store.files import write_tensors
 from adalora_bench.store.records import (
     CHECKPOINTS,
     FINISHED,
     PREDICTIONS,
+    STEPS,
     append_jsonl,
     atomic_write,
     read_jsonl,
@@ -33,6 +35,8 @@ from adalora_bench.train.device import check_precision, choose_device
 from adalora_bench.train.evaluate import Scoring, is_collapsed
 from adalora_bench.train.meter import Meter
 from adalora_bench.train.team import ALONE, Team
+
+log = logging.getLogger(__name__)
 
 Notify = Callable[[dict[str, Any]], None]
 
@@ -58,6 +62,7 @@ class Training:
             self.found = prepare.assets([unit.cell], prepare.places_of(config))
             self.rows = prepare.rows_of(unit.cell, self.found.task(unit.cell))
             self._encode()
+            self.notes = early.check_references(self.unit.cell.task, self.rows.report, self.form.variant)
             self._build()
 
     # -- building -------------------------------------------------------------------------------------------
@@ -126,14 +131,14 @@ class Training:
         if self.team.rank > 0:  # a helper trains along and writes nothing; its dropout is its own
             torch.manual_seed(derive(seed, "dropout", self.team.rank, self.run.step))
             return
-        log = self.folder / "steps.jsonl"
+        steps = self.folder / STEPS
         if extra is None:
-            log.unlink(missing_ok=True)
+            steps.unlink(missing_ok=True)
             return
         self.scoring.load(extra)
         self.meter.load(extra["meter"])
-        rows = [row for row in read_jsonl(log)[0] if row["step"] < self.run.step]
-        atomic_write(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        rows = [row for row in read_jsonl(steps)[0] if row["step"] < self.run.step]
+        atomic_write(steps, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     # -- the course -----------------------------------------------------------------------------------------
 
@@ -141,7 +146,7 @@ class Training:
         """Train to the end; the status that a record has, and its reason: a diverged or broken run has one too."""
         call = loop.Callbacks(
             evaluate=self._evaluate,
-            log=lambda row: append_jsonl(self.folder / "steps.jsonl", row),
+            log=lambda row: append_jsonl(self.folder / STEPS, row),
             evaluated=self._evaluated,
             milestone=self._milestone,
             stepped=self._stepped,
@@ -184,7 +189,14 @@ class Training:
         due = time.monotonic() - self.saved_at > 60 * self.unit.cell.config["checkpoint_minutes"]
         if must_save or due:
             extra = self.scoring.state() | {"meter": self.meter.state()}
-            checkpoint.save(self.checkpoints, self.run, self.frozen, extra)
+            try:
+                checkpoint.save(self.checkpoints, self.run, self.frozen, extra)
+            except UserError as error:
+                if self.run.step < self.run.total_steps:
+                    raise
+                log.warning(
+                    "no checkpoint before the last evaluation: %s", error
+                )  # the training itself is done
             self.saved_at = time.monotonic()
 
     def _progress(self, phase: str, score: float | None, loss: float | None = None) -> None:

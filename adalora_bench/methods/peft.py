@@ -7,7 +7,9 @@ an optional extra: `pip install peft`.
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +165,7 @@ class Peft(Method):
         layers = self.layers(run)
         down = [name for name, role in layers.items() if role == "down"]
         config = self.config(_exactly(layers), run.total_steps, feedforward_modules=_exactly(down))
+        self._check_patterns(config, layers)
         seed = int(torch.randint(2**31, (1,), generator=run.generator))
         run.model.requires_grad_(False)
         base = list(run.model.parameters())
@@ -189,6 +192,17 @@ class Peft(Method):
         run.scratch["base_changed"] = _checksum(base) != numbers
         for param in run.head:
             param.requires_grad_(True)
+
+    def _check_patterns(self, config: Any, layers: Iterable[str]) -> None:
+        """UserError: a pattern of ranks or scales that names no layer, so that nothing would follow it."""
+        for argument in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(config, argument, None) or {}:
+                try:  # as peft compares them
+                    hit = any(re.match(rf"(.*\.)?({pattern})$", layer) for layer in layers)
+                except re.error as error:
+                    raise UserError(f"method.arguments.{argument} names {pattern!r}: {error}.") from error
+                if not hit:
+                    raise UserError(unknown(f"layer in method.arguments.{argument}", pattern, layers))
 
     def layers(self, run: Run) -> dict[str, str]:
         """Name -> role of the layers to wrap. LN_TUNING takes every layer norm of the body instead."""

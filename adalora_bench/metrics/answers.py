@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,16 +12,26 @@ from adalora_bench.metrics.base import OWN, Metric, grouped, mean, texts
 from adalora_bench.metrics.classification import binary_f1
 
 if TYPE_CHECKING:
-    from decimal import Decimal
+    from fractions import Fraction
 
 _PUNCTUATION = str.maketrans("", "", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 # Patterns stay text, which re compiles at first use: importing this package must stay cheap.
 _ARTICLE = r"\b(a|an|the)\b"
 
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_MARKED = rf"####\s*\$?(-?)\s*\$?({_DIGITS})"
+# Thousands may be set apart by commas or by blanks of any kind; then comes a power of ten or a fraction.
+_BLANKS = " \u00a0\u2007\u2009\u202f"
+_MINUS = "-\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d"
+_DIGITS = rf"(?:[0-9]{{1,3}}(?:[,{_BLANKS}][0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_VULGAR = "[\u00bc-\u00be\u2150-\u215e]"
+_VALUE = (
+    rf"(?:(?P<mixed>[0-9]+)[{_BLANKS}](?=[0-9]+/[0-9]))?"
+    rf"(?:(?P<digits>{_DIGITS})(?P<power>[eE][+-]?[0-9]{{1,3}}(?!\w))?)?"
+    rf"(?:(?<=[0-9])[{_BLANKS}]?/[{_BLANKS}]?(?P<below>[0-9]+)|[{_BLANKS}]?(?P<vulgar>{_VULGAR}))?"
+    rf"(?<=[0-9\u00bc-\u00be\u2150-\u215e])"
+)
+_MARKED = rf"####\s*\$?(?P<sign>[{_MINUS}]?)\s*\$?{_VALUE}"
 # A minus right behind a letter, digit or bracket joins two things ("20-25") and is no sign.
-_NUMBER = rf"((?<![\w.,)\]])-)?\$?({_DIGITS})"
+_NUMBER = rf"(?:(?<![\w.,)\]])(?P<sign>[{_MINUS}]))?\$?(?=\.?[0-9]|{_VULGAR}){_VALUE}"
 
 
 def normalise(text: str) -> str:
@@ -86,22 +97,31 @@ def gsm8k_flexible(predictions: Sequence[Any], references: Sequence[Any]) -> flo
     return _share_of_numbers("gsm8k_flexible", predictions, references, last_number)
 
 
-def marked_number(text: str) -> Decimal | None:
-    """The number after the first `####` that a number follows; commas and a dollar sign do not count."""
+def marked_number(text: str) -> Fraction | None:
+    """The number after the first `####` that a number follows; "1,000", "1 000", "$5", "5e2", "3/4", "1 1/2", "-3"."""
     found = re.search(_MARKED, text)
-    return _decimal(found[1], found[2]) if found else None
+    return _number(found) if found else None
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number of a text; commas and a dollar sign do not count."""
-    found = re.findall(_NUMBER, text)
-    return _decimal(*found[-1]) if found else None
+def last_number(text: str) -> Fraction | None:
+    """The last number of a text, written in any way that `marked_number` reads."""
+    found = [*re.finditer(_NUMBER, text)]
+    return _number(found[-1]) if found else None
 
 
-def _decimal(sign: str, digits: str) -> Decimal:
-    from decimal import Decimal
+def _number(found: re.Match[str]) -> Fraction | None:
+    """The value of a match; None for a division by 0."""
+    from fractions import Fraction
 
-    return Decimal(sign + digits.replace(",", ""))
+    written = re.sub(rf"[,{_BLANKS}]", "", found["digits"] or "0") + (found["power"] or "")
+    value, below = Fraction(written), int(found["below"] or 1)
+    if below == 0:
+        return None
+    value = value / below + int(found["mixed"] or 0)
+    if found["vulgar"]:
+        top, _, bottom = unicodedata.normalize("NFKC", found["vulgar"]).partition("\u2044")
+        value += Fraction(int(top), int(bottom or 1))
+    return -value if found["sign"] else value
 
 
 def _best(
@@ -127,7 +147,7 @@ def _share_of_numbers(
     name: str,
     predictions: Sequence[Any],
     references: Sequence[Any],
-    read: Callable[[str], Decimal | None],
+    read: Callable[[str], Fraction | None],
 ) -> float:
     said, wanted = texts(name, predictions, references)
     right = 0
@@ -139,7 +159,7 @@ def _share_of_numbers(
     return right / len(said)
 
 
-def _gold(solution: str) -> Decimal | None:
+def _gold(solution: str) -> Fraction | None:
     marked = marked_number(solution)
     return last_number(solution) if marked is None else marked
 
@@ -221,7 +241,7 @@ METRICS: dict[str, Metric] = {
         description="GSM8k: share of right numbers after ####",
         kind="text",
         library=OWN,
-        revision="1",
+        revision="2",
         variant="number after the first ####, commas and $ dropped, equal as numbers",
         readable=lambda text: marked_number(text) is not None,
     ),
@@ -230,7 +250,7 @@ METRICS: dict[str, Metric] = {
         description="GSM8k: share of right last numbers",
         kind="text",
         library=OWN,
-        revision="1",
+        revision="2",
         variant="last number, commas and $ dropped, equal as numbers",
         readable=lambda text: last_number(text) is not None,
     ),

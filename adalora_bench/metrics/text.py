@@ -96,7 +96,8 @@ def nist_mteval(predictions: Sequence[Any], references: Sequence[Any]) -> float:
                 hits * math.log2(seen[ngram[:-1]] / seen[ngram]) for ngram, hits in (have & most).items()
             )
         total += information / predicted if predicted else 0.0
-    ratio = sum(map(len, words)) / sum(mean([len(reference) for reference in row]) for row in rows)
+    length = sum(mean([len(reference) for reference in row]) for row in rows)
+    ratio = sum(map(len, words)) / length if length else 0.0  # mteval drops words such as <skipped>
     if ratio == 0.0:
         return 0.0
     return total * math.exp(-_NIST_BETA * math.log(min(ratio, 1.0)) ** 2)

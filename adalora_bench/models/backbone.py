@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
 POOLINGS = {"encoder": ("mean", "native"), "decoder": ("none",), "seq2seq": ("none",)}
 """form -> the heads that it can have; a generative backbone has none but its own output layer."""
-DROPOUTS = {
-    "bart": ("dropout", "attention_dropout", "activation_dropout"),
-    "gpt2": ("embd_pdrop", "resid_pdrop", "attn_pdrop"),
-    "llama": ("attention_dropout",),
-}
-"""architecture -> what transformers calls its dropouts, where BERT's names are not used."""
-BERT_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+NOT_INSIDE = ("classifier", "cls", "summary", "pooler", "qa", "classif", "layerdrop", "head")
+"""In the name of a configuration's dropout: it belongs to a head, or drops whole layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +176,16 @@ class Backbone:
                 p.copy_(torch.randn(p.shape, generator=draw) * 0.02 if p.dim() > 1 else torch.zeros_like(p))
         roles = {f"{stack}{name}": role for name, role in self.module_roles().items()}
         fused.split(model, list(roles))
-        for name in roles:
-            model.get_submodule(name)  # a wrong role pattern is a bug in the YAML: fail loudly, here
+        for name, role in roles.items():
+            try:
+                model.get_submodule(name)
+            except AttributeError:
+                raise UserError(
+                    f"backbone.roles.{role} names {name.removeprefix(stack)}, which {self.architecture} has not; a "
+                    "role is the name of a matrix below the body, with {i} for the block."
+                ) from None
+        if self.dropout is not None:
+            self._check_dropouts(body)
         # in the model's own order
         modules = {name: roles[name] for name, _ in model.named_modules() if name in roles}
         return Loaded(model=model, modules=modules, head=head)
@@ -212,6 +215,20 @@ class Backbone:
             four_bit.hide_constants(body)
         return body
 
+    def _check_dropouts(self, body: Any) -> None:
+        """UserError: a dropout of the body is another than `backbone.dropout`, which a record would misstate."""
+        within = body.base_model if hasattr(body, "base_model") else body
+        for name, module in within.named_modules():
+            held = [("p", getattr(module, "p", None)), ("drop_prob", getattr(module, "drop_prob", None))]
+            held = held if "dropout" in type(module).__name__.lower() else []
+            held += [(key, value) for key, value in vars(module).items() if "dropout" in key]
+            for key, value in held:
+                if isinstance(value, float) and value != self.dropout and "pooler" not in name:
+                    raise UserError(
+                        f"backbone.dropout={self.dropout} does not reach {name}.{key} of {self.architecture}, which is "
+                        f"{value}; set backbone.dropout=null to keep the dropouts of the weights."
+                    )
+
     def _config(self, folder: Path | None, outputs: int | None) -> Any:
         from transformers import AutoConfig
 
@@ -225,11 +242,20 @@ class Backbone:
         if outputs is not None:
             config.num_labels = outputs
         if self.dropout is not None:
-            for name in DROPOUTS.get(self.architecture, BERT_DROPOUTS):
+            for name in _dropouts(config):
                 setattr(config, name, self.dropout)
         if self.head_dropout is not None:
             config.classifier_dropout = config.cls_dropout = self.head_dropout
         return config
+
+
+def _dropouts(config: Any) -> list[str]:
+    """What the configuration calls the dropouts inside the body: hidden_dropout_prob, attn_pdrop, dropout_rate, ..."""
+    return [
+        name
+        for name, value in config.to_dict().items()
+        if "drop" in name and isinstance(value, (int, float)) and not any(part in name for part in NOT_INSIDE)
+    ]
 
 
 def _folder(found: Found) -> Path | None:

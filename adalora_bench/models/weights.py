@@ -69,8 +69,16 @@ def load_model(auto: Any, folder: Path, *, newly_made: Sequence[str], **argument
     model, told = open_files(
         "weights",
         folder,
-        lambda: auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **arguments),
+        lambda: auto.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        ),
     )
+    for name, there, here in told["mismatched_keys"]:
+        if not any(f".{new}." in f".{name}" for new in newly_made):
+            raise UserError(
+                f"the weights in {folder.name} hold {name} of shape {tuple(there)}, but their configuration asks for "
+                f"{tuple(here)}."
+            )
     lacking = sorted(
         name for name in told["missing_keys"] if not any(f".{new}." in f".{name}" for new in newly_made)
     )

@@ -7,10 +7,11 @@ from typing import Any
 
 from adalora_bench.errors import AssetError, UserError, unknown
 from adalora_bench.methods.base import Facts
-from adalora_bench.settings import prepare
+from adalora_bench.settings import early, prepare
 from adalora_bench.settings.compose import all_but_seeds, compose_cells, expanded, merged
 from adalora_bench.settings.conf_files import conf_dir, options
 from adalora_bench.settings.config import Cell
+from adalora_bench.settings.key import digest
 from adalora_bench.settings.prepare import Assets
 from adalora_bench.settings.published import Row, load_table
 
@@ -86,12 +87,14 @@ def checked(
     Raises:
         UserError: a cell of no table, or all cells of one, can only fail.
     """
+    asked: dict[str, list[str]] = {}  # notes on references, by the rows that they are of
     good: list[Cell] = []
     facts: list[Facts | None] = []
     left_out = []
     for cell in cells:
         try:
             known = prepare.check_late_failures(cell, found)
+            left_out += _on_rows(cell, found, asked)
         except AssetError:
             raise
         except UserError as error:
@@ -104,6 +107,28 @@ def checked(
     if not good:
         raise UserError("no cell of this table can be run: " + " ".join(left_out))
     return good, facts, left_out
+
+
+def _on_rows(cell: Cell, found: Assets, asked: dict[str, list[str]]) -> list[str]:
+    """Notes on a cell's rows, once for the same ones: other data than published, references that a metric cannot read.
+
+    UserError: a metric refuses the references of a text task.
+    """
+    rows = digest([cell.config["task"], cell.config["split"], prepare.row_limits(cell)[1]])
+    if rows in asked or not found.has_task(cell):
+        return []
+    here, split = found.task(cell), cell.config["split"]
+    other = cell.task.other_note(here, split)
+    said = [other] if other else []
+    if cell.task.kind in ("text", "span"):
+        report = prepare.rows_of(cell, here).report
+        said += early.check_references(cell.task, {suffix: some[:ENOUGH] for suffix, some in report.items()})
+    asked[rows] = [f"note: {cell.names['task']}: {one}" for one in said]
+    return asked[rows]
+
+
+ENOUGH = 500
+"""Report rows of a set whose references are scored before a command starts; its units score all of them."""
 
 
 def name_of(cell: Cell) -> str:

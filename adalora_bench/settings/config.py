@@ -304,7 +304,9 @@ def typed(cls: type[T], values: Mapping[str, Any], name: str) -> T:
     schema = OmegaConf.structured(cls)
     _unlock(schema)
     try:
-        return cast(T, OmegaConf.to_object(OmegaConf.merge(schema, dict(values))))
+        made = OmegaConf.merge(schema, dict(values))
+        _refuse_yes_and_no(values, OmegaConf.to_container(made), name)
+        return cast(T, OmegaConf.to_object(made))
     except ConfigKeyError as error:
         raise UserError(
             unknown(
@@ -334,6 +336,23 @@ _KINDS = {
     "not Optional": "something else than null",
     "None is invalid": "something else than null",
 }
+
+
+def _refuse_yes_and_no(given: Any, made: Any, name: str) -> None:
+    """UserError: a text, or the name of one, that YAML has read as true or false."""
+    if isinstance(given, bool) and isinstance(made, str):
+        raise UserError(f"{name}={str(given).lower()} must be a text; {QUOTE}.")
+    if isinstance(given, Mapping) and isinstance(made, Mapping):
+        for key, value in given.items():
+            if isinstance(key, bool):
+                raise UserError(f"{name} has the name {str(key).lower()}; {QUOTE}.")
+            _refuse_yes_and_no(value, made.get(key), f"{name}.{key}")
+    elif isinstance(given, (list, tuple)) and isinstance(made, list):
+        for number, (one, other) in enumerate(zip(given, made, strict=False)):
+            _refuse_yes_and_no(one, other, f"{name}[{number}]")
+
+
+QUOTE = "YAML reads yes, no, on and off so unless they are quoted, as in 'no'"
 
 
 def _unlock(node: Any) -> None:

@@ -31,6 +31,7 @@ DESCRIPTIVE = {
         "backbone_for",
         "official_rows",
         "known_subsets",
+        "official_labels",
     ),  # the rows themselves are fingerprinted
     # the weights have an identity of their own in the key, and the form follows from the architecture
     "backbone": ("source", "description", "caveat", "form"),

@@ -12,6 +12,7 @@ from adalora_bench.data.sources import MODEL, Found, Places, Wanted, ensure, fin
 from adalora_bench.data.tasks import take
 from adalora_bench.errors import UserError, unknown
 from adalora_bench.models import four_bit, gradient_checkpointing
+from adalora_bench.settings import early
 from adalora_bench.settings.compose import accelerators, merged
 from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import digest, with_key
@@ -34,7 +35,7 @@ class CellRows:
         report: suffix of the metric ("" where there is one report set) -> rows, after the caps.
         dev: the same for the rows that choose the best evaluation; empty but for split=dev_test.
         counts: "train", "report" and, where official numbers are known, "official_train".
-        subset: a sentence where this is less than the official data, else None.
+        subset: a sentence where this is less or other than the official data, else None.
     """
 
     train: Rows
@@ -68,6 +69,9 @@ class Assets:
 
     def has_task(self, cell: Cell) -> bool:
         return _task(cell).identity in self.found
+
+    def has_backbone(self, cell: Cell) -> bool:
+        return _backbone(cell).identity in self.found
 
     def has_all(self, cell: Cell) -> bool:
         return self.has_task(cell) and _backbone(cell).identity in self.found
@@ -124,9 +128,18 @@ def rows_of(cell: Cell, found: Found) -> CellRows:
         report=report,
         dev=dev,
         counts=counts | {"official_train": task.official_rows.get(task.train_split)},
-        subset=task.subset_note(
-            task.available(found, split), train_limit=train_limit, report_limit=report_limit
-        ),
+        subset=", ".join(
+            filter(
+                None,
+                (
+                    task.subset_note(
+                        task.available(found, split), train_limit=train_limit, report_limit=report_limit
+                    ),
+                    task.other_note(found, split),
+                ),
+            )
+        )
+        or None,
     )
 
 
@@ -209,6 +222,8 @@ def check_late_failures(cell: Cell, found: Assets) -> Facts | None:
     if backbone.gradient_checkpointing:
         gradient_checkpointing.check(method.no_gradient_checkpointing)
     metrics.require(task.metrics)
+    if backbone.source.generated or found.has_backbone(cell):
+        early.check_weights(cell, found.backbone(cell).folder if found.has_backbone(cell) else None)
     early_stop = cell.train.early_stop
     chosen = early_stop.metric if early_stop else None
     names = [*task.score_names(forms.variant_on(task, backbone)), "loss"]

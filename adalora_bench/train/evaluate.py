@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adalora_bench import metrics
 from adalora_bench.data.collate import evaluation_batches
 from adalora_bench.data.fields import Row
 from adalora_bench.errors import Diverged
@@ -94,10 +95,13 @@ class Scoring:
         return sum(one["step"] > best_step for one in self.history)
 
     def _merit(self, point: Mapping[str, Any]) -> float:
+        """More is better, whatever the metric; a number that is none is the worst."""
         chosen = point.get("dev_scores") or point["scores"]
-        if self.metric == LOSS:
-            return -float(chosen[LOSS])
-        return float(chosen[self.metric or self.form.main_metric])
+        name = self.metric or self.form.main_metric
+        value = float(chosen[name])
+        if math.isnan(value):
+            return -math.inf
+        return value if name != LOSS and metrics.higher_is_better(name) else -value
 
     def state(self) -> dict[str, Any]:
         """JSON for a checkpoint."""

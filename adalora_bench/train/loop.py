@@ -117,7 +117,8 @@ def train(
             if settings.patience and since_best >= settings.patience:
                 return
         signum = call.stop()
-        call.stepped(row, signum is not None)
+        # after the last step too: an evaluation that fails or is killed costs no training
+        call.stepped(row, signum is not None or last)
         # after the last step only the evaluation is left: that is finished
         if signum is not None and not last:
             raise Interrupted(signum)

@@ -1,6 +1,6 @@
 """Short answers: SQuAD, ReCoRD and GSM8k, by hand."""
 
-from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -63,13 +63,29 @@ def test_answers_of_articles_only_are_equal_but_share_no_word():
         ("1, 2, 3", None, "3"),
         ("12,34", None, "34"),  # no comma of thousands
         ("half: .5", None, "0.5"),
+        ("#### \u22123", "-3", "-3"),
+        ("#### \u20133", "-3", "-3"),
+        ("20\u201325", None, "25"),
+        ("#### 1 000", "1000", "1000"),
+        ("#### 1\u00a0234\u202f567.5", "1234567.5", "1234567.5"),
+        ("#### 3/4", "3/4", "3/4"),
+        ("#### 1 1/2", "3/2", "3/2"),
+        ("#### \u00bd", "1/2", "1/2"),
+        ("#### 2\u00be", "11/4", "11/4"),
+        ("#### 5e2", "500", "500"),
+        ("#### 1.5E-1", "3/20", "3/20"),
+        ("#### 5 eggs", "5", "5"),
+        ("5e2x", None, "2"),
+        ("in 2010 200 people", None, "200"),
+        ("12,3456", None, "3456"),
+        ("#### 1/0", None, None),
         ("no number", None, None),
         ("", None, None),
     ],
 )
 def test_numbers_are_read(text, marked, last):
-    assert marked_number(text) == (None if marked is None else Decimal(marked))
-    assert last_number(text) == (None if last is None else Decimal(last))
+    assert marked_number(text) == (None if marked is None else Fraction(marked))
+    assert last_number(text) == (None if last is None else Fraction(last))
 
 
 def test_gsm8k_strict_and_flexible_side_by_side():
