@@ -46,8 +46,9 @@ def replayed_losses(model: nn.Module, layers: Sequence[LowRankLinear], parts: Pa
         for number, part in enumerate(parts):
             for column, only in enumerate((False, True)):
                 replay.reference(part, only=only)
-                if number == 0 and ranks:
-                    replay.verify(part, *ranks[-1])
+                used = next((rank for rank in reversed(ranks) if replay.uses(rank[0])), None)
+                if number == 0 and used is not None:
+                    replay.verify(part, *used)
                 found = [replay.variant(part, *rank) for rank in ranks]
                 losses[:, column] += torch.tensor(found, dtype=torch.float64)
     return losses
@@ -72,13 +73,19 @@ def first_order_losses(
             for part in parts:
                 loss = part()
                 total += float(loss.detach())
-                for slope, grad in zip(slopes, torch.autograd.grad(loss, leaves), strict=True):
+                for slope, grad in zip(slopes, gradients(loss, leaves), strict=True):
                     slope += grad
         effects = [total + sign * gate * slope for gate, slope in zip(starts, slopes, strict=True)]
         pieces = iter(effects)
         rows = [torch.cat([next(pieces) for _ in row]) if row else torch.zeros(0) for row in blocks]
         columns.append([rows[k][rank] for k, rank in ranks])
     return torch.tensor(columns, dtype=torch.float64).T.reshape(len(ranks), 2)
+
+
+def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Of a scalar by each leaf; zeros where the forward pass left its layer out."""
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=True)]
 
 
 @contextmanager

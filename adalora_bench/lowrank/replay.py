@@ -102,6 +102,7 @@ class Replay:
         self.folded: dict[int, Tensor] = {}  # W + dW (out, in)
         self.calls: dict[int, list[Call]] = {}
         self.hooked: set[int] = set()
+        self.called: set[int] = set()  # adapted layers, by the reference pass
         self.recording = self.only = self.reached = False
         self.skipping = True
         self.target: LowRankLinear | None = None
@@ -152,7 +153,7 @@ class Replay:
 
     def reference(self, part: Callable[[], Tensor], *, only: bool) -> float:
         """The loss of one part with all ranks (`only`: with none), recorded for the variants that follow."""
-        self.calls, self.only, self.target = {}, only, None
+        self.calls, self.called, self.only, self.target = {}, set(), only, None
         self._close_gates(only)
         self.recording = True
         loss = float(part())
@@ -172,11 +173,15 @@ class Replay:
         """
         self.target, self.rank, self.reached, self.skipping = self.layers[layer], rank, False, skip
         loss = float(part())
-        if not self.reached:
+        if not self.reached and self.uses(layer):
             raise RuntimeError(
                 "an adapted layer was not called as a module, so that replay cannot change its output"
             )
         return loss
+
+    def uses(self, layer: int) -> bool:
+        """Whether the reference pass called this adapted layer; the ranks of one that it left out change nothing."""
+        return id(self.layers[layer]) in self.called
 
     def verify(self, part: Callable[[], Tensor], layer: int, rank: int) -> None:
         """Raises UserError if skipping changes the loss of a variant: the model is no function of its inputs then."""
@@ -201,6 +206,7 @@ class Replay:
         """An adapted layer: as any module, but for the rank that is taken away or left alone."""
         linear = functools.partial(self._linear, layer, forward)
         if self.recording:
+            self.called.add(id(layer))
             return self._record(layer, linear, args, kwargs)
         call = self._find(layer, args, kwargs)
         y: Tensor = linear(*args, **kwargs) if call is None else call.output

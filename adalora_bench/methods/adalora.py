@@ -168,10 +168,10 @@ class AdaLora(Method):
         import torch
 
         from adalora_bench.lowrank.scores import sensitivity, smooth, uncertainty
+        from adalora_bench.methods.run import gradient
 
         parts, state = self._parts(run), run.scratch
-        grads = [p.grad for p in parts if p.grad is not None]
-        assert len(grads) == len(parts), "a layer was not used in this step"
+        grads = [gradient(p) for p in parts]
         with torch.no_grad():
             s = sensitivity(torch.cat([p.flatten() for p in parts]), torch.cat([g.flatten() for g in grads]))
         state["sensitivity"] = smooth(state["sensitivity"], s, self.beta1)

@@ -186,11 +186,11 @@ class AfLora(Method):
         import torch
 
         from adalora_bench.lowrank.scores import freezing_signal, smooth, uncertainty
+        from adalora_bench.methods.run import gradient
 
         state = run.scratch
-        assert p.grad is not None, "the layer was not used in this step"
         with torch.no_grad():
-            signal = freezing_signal(p, p.grad, kind=self.score)
+            signal = freezing_signal(p, gradient(p), kind=self.score)
             if self.window > 1:
                 signal = state.pop(f"window.{k}", 0) + signal / self.window
                 if (run.step + 1) % self.window:

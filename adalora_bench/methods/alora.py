@@ -79,8 +79,9 @@ class Alora(Method):
         super().precheck(facts)
         for name in ("first_round", "interval"):  # an untrained rank has no score
             require_at_least_one(f"method.{name}", facts.steps(f"method.{name}", getattr(self, name)))
-        count, exist = self.n_prune or facts.modules, self.rank * facts.modules
-        if count >= exist:
+        exist = self.rank * facts.modules
+        count = self._usual(facts.modules, exist)
+        if not 0 < count < exist:
             raise UserError(
                 f"ALoRA prunes {count} ranks a round (method.n_prune; null: one per adapted matrix), but "
                 f"{facts.modules} matrices of rank {self.rank} have {exist} in all; raise method.rank or prune fewer."
@@ -130,13 +131,18 @@ class Alora(Method):
     def setup(self, run: Run) -> None:
         run.scratch |= {
             "plan": self.plan(run.steps, self.rounds),
-            "n_prune": self.n_prune or len(run.adapters),
+            "n_prune": self._usual(len(run.adapters), run.total_rank),
             "initial_total": run.total_rank,
             "done": 0,  # rounds
-            "stopped": False,  # too few ranks were left for a round
+            "stopped": False,  # one rank was left, so that a round would have nothing to choose from
+            "pruned": 0,  # ranks, in all rounds
             "carried": 0,  # ranks that found no place (leftover: carry)
             "agreed": 0,  # of the ranks that `screened` pruned, how many first order alone would have
         }
+
+    def _usual(self, modules: int, exist: int) -> int:
+        """n_A: as set; else the number of matrices, but at most half of all ranks, so that some matrix can gain."""
+        return self.n_prune or min(modules, exist // 2)
 
     def before_forward(self, run: Run) -> None:
         if self.searching(run) and run.step == run.scratch["plan"][run.scratch["done"]]:
@@ -150,6 +156,8 @@ class Alora(Method):
         state = run.scratch
         if self.searching(run):
             raise PromiseBroken(f"ALoRA scored {state['done']} rounds instead of {self.rounds}")
+        if run.total_rank < 1:
+            raise PromiseBroken("ALoRA pruned its last rank, so that nothing is adapted")
         if run.total_rank > state["initial_total"]:
             raise PromiseBroken(
                 f"ALoRA ended with {run.total_rank} ranks, more than the {state['initial_total']} it began with"
@@ -158,7 +166,7 @@ class Alora(Method):
     def notes(self, run: Run) -> list[str]:
         """What `screened` did: it is no exact score."""
         state = run.scratch
-        pruned = state["done"] * state["n_prune"]
+        pruned = state["pruned"]
         if self.scorer != "screened" or not pruned:
             return []
         return [
@@ -221,8 +229,8 @@ class Alora(Method):
         from adalora_bench.lowrank.allocate import prune_lowest, share_evenly
 
         state, before = run.scratch, run.total_rank
-        count = state["n_prune"]
-        if before < count:
+        count = state["n_prune"] = min(state["n_prune"], before - 1)  # the last rank stays
+        if count < 1:
             state["stopped"] = True
             run.event("stop", "", before, before)
             return
@@ -235,6 +243,7 @@ class Alora(Method):
         if self.leftover == "carry":
             state["carried"] = 0 if gained else count + state["carried"]
         state["done"] += 1
+        state["pruned"] += count
         self._prune(run, pruned)
         self._grow(run, gained)
         self.follow(run, pruned, gained)

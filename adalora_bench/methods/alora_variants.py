@@ -88,7 +88,7 @@ class AloraDnas(Alora):
         """One AdamW step of a on the other rows. Gradients of the weights are not touched."""
         import torch
 
-        from adalora_bench.lowrank.ablation import standing_in
+        from adalora_bench.lowrank.ablation import gradients, standing_in
         from adalora_bench.lowrank.scores import relaxed_gate
 
         blocks, rows = run.rank_blocks(), run.scratch["architecture"]
@@ -99,7 +99,7 @@ class AloraDnas(Alora):
         slope = torch.zeros_like(rows[:, 0])
         with standing_in(blocks, leaves):
             for part in run.arch_parts():
-                slope += torch.cat(torch.autograd.grad(part(), leaves))
+                slope += torch.cat(gradients(part(), leaves))
         (grad,) = torch.autograd.grad(gates, a, slope)
         run.scratch["architecture"] = rows = adamw_rows(
             rows,
@@ -157,6 +157,7 @@ class AloraSensi(Alora):
         import torch
 
         from adalora_bench.lowrank.scores import sensitivity, smooth, uncertainty
+        from adalora_bench.methods.run import gradient
 
         if not self.searching(run):
             return
@@ -164,11 +165,10 @@ class AloraSensi(Alora):
         with torch.no_grad():
             for layer in run.adapters.values():
                 for block in layer.rank_blocks():
-                    assert block.a.grad is not None, "a layer was not used in this step"
-                    assert block.b.grad is not None
+                    grad_a, grad_b = gradient(block.a), gradient(block.b)
                     # the gate multiplies the row of A, so its gradient is sum_j a_ij dL/da_ij (at gate 1)
-                    gate = (block.a * block.a.grad).sum(1, keepdim=True).abs()
-                    entries = sensitivity(block.a, block.a.grad), sensitivity(block.b, block.b.grad)
+                    gate = (block.a * grad_a).sum(1, keepdim=True).abs()
+                    entries = sensitivity(block.a, grad_a), sensitivity(block.b, grad_b)
                     pieces.append(torch.cat([gate, *entries], dim=1).flatten())
         state, s = run.scratch, torch.cat(pieces)
         state["sensitivity"] = smooth(state["sensitivity"], s, self.beta1)

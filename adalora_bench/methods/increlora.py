@@ -208,8 +208,9 @@ class IncreLora(Method):
         values = []
         with torch.no_grad():
             for layer in run.adapters.values():
-                assert layer.delta_grad is not None, "the layer was not used in this step"
-                values.append(update_sensitivity(layer.delta(), layer.delta_grad, norm=self.score_norm))
+                delta, grad = layer.delta(), layer.delta_grad
+                grad = torch.zeros_like(delta) if grad is None else grad  # left out of the forward pass
+                values.append(update_sensitivity(delta, grad, norm=self.score_norm))
                 layer.delta_grad = None
         s = torch.stack(values).double().cpu()
         if not bool(torch.isfinite(s).all()):

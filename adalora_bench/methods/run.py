@@ -49,6 +49,11 @@ class OptimizerSettings:
     schedule: str = "linear"
 
 
+def gradient(param: nn.Parameter) -> Tensor:
+    """Of one step: zeros where the forward pass left the layer out, as a layer behind a condition may be."""
+    return torch.zeros_like(param) if param.grad is None else param.grad
+
+
 class Run:
     """One training in progress.
 
@@ -142,11 +147,12 @@ class Run:
 
     def normal(self, *shape: int, std: float, like: Tensor) -> Tensor:
         """N(0, std) from the run's generator, on the device and in the dtype of `like`."""
-        return (torch.randn(*shape, generator=self.generator) * std).to(device=like.device, dtype=like.dtype)
+        draw = torch.randn(*shape, generator=self.generator, dtype=torch.float32)
+        return (draw * std).to(device=like.device, dtype=like.dtype)
 
     def uniform(self, *shape: int, bound: float, like: Tensor) -> Tensor:
         """U(-bound, bound) from the run's generator."""
-        draw = torch.rand(*shape, generator=self.generator) * 2 - 1
+        draw = torch.rand(*shape, generator=self.generator, dtype=torch.float32) * 2 - 1
         return (draw * bound).to(device=like.device, dtype=like.dtype)
 
     def add_params(

@@ -219,7 +219,7 @@ def _gates(run: Run) -> list[nn.Parameter]:
 
 def _gate_group(run: Run) -> dict[str, Any]:
     assert run.optimizer is not None
-    return next(group for group in run.optimizer.param_groups if group["name"] == GATES)
+    return next(group for group in run.optimizer.param_groups if group.get("name") == GATES)
 
 
 def _share(warmup: int, steps: int, total_steps: int) -> int:

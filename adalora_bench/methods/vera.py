@@ -47,7 +47,7 @@ class Vera(Method):
         generator = torch.Generator().manual_seed(self.projection_seed)
         shapes = ((self.rank, in_features), (out_features, self.rank))
         a, b = (
-            torch.empty(shape).uniform_(
+            torch.empty(shape, dtype=torch.float32).uniform_(
                 -math.sqrt(6 / shape[1]), math.sqrt(6 / shape[1]), generator=generator
             )
             for shape in shapes

@@ -173,7 +173,11 @@ class Backbone:
         draw = torch.Generator().manual_seed(head_seed)
         with torch.no_grad():
             for p in head:
-                p.copy_(torch.randn(p.shape, generator=draw) * 0.02 if p.dim() > 1 else torch.zeros_like(p))
+                p.copy_(
+                    torch.randn(p.shape, generator=draw, dtype=torch.float32) * 0.02
+                    if p.dim() > 1
+                    else torch.zeros_like(p)
+                )
         roles = {f"{stack}{name}": role for name, role in self.module_roles().items()}
         fused.split(model, list(roles))
         for name, role in roles.items():
