@@ -751,7 +751,7 @@ FACTS = Facts(total_steps=30, steps_per_epoch=10, warmup=2, modules=4)
         ({"interval": 0}, "method.interval=0 must be at least 1"),
         ({"interval": "soon"}, "method.interval='soon' is not a length"),
         ({"n_prune": 12}, "prunes 12 ranks a round .* 4 matrices of rank 3 have 12 in all"),
-        ({"rank": 1}, "prunes 4 ranks a round .* 4 matrices of rank 1 have 4 in all"),
+        ({"rank": 1, "n_prune": 4}, "prunes 4 ranks a round .* 4 matrices of rank 1 have 4 in all"),
     ],
 )
 def test_refused_before_anything_is_loaded(changes: dict[str, Any], message: str) -> None:
