@@ -54,7 +54,7 @@ MORE = {  # what the general settings of a method do not fit into 20 steps
     "increlora_r8": ("method.interval=1", "method.growth_warmup=4", "method.target_rank=3"),
     "peft_fourierft": ("train.eps=1e-4",),
 }
-TIMES = ("seconds", "finished", "environment", "git", "peak_memory_bytes")
+TIMES = ("seconds", "finished", "environment", "git", "peak_memory_bytes", "checksum", "artefacts")
 
 Trace = dict[str, dict[str, Any]]
 

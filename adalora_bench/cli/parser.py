@@ -19,6 +19,7 @@ from adalora_bench.cli.results import (
     report_command,
     tables_command,
     unpack_command,
+    verify_command,
 )
 from adalora_bench.cli.run import fetch_command, plan_command, run_command
 from adalora_bench.cli.show import ls_command, show_command
@@ -117,6 +118,10 @@ def parser() -> argparse.ArgumentParser:
     collecting.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="results folders; and results_dir=..."
     )
+    verifying = add(
+        "verify", verify_command, "is every record what its unit wrote? exit code 1 where one is not"
+    )
+    verifying.add_argument("given", nargs="*", metavar="FOLDER", help="the results folder (results)")
     for name, command, text in (
         ("pack", pack_command, "the records as a few compressed files, as git keeps them"),
         ("unpack", unpack_command, "packed records as files again"),

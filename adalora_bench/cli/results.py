@@ -266,6 +266,27 @@ def unpack_command(arguments: argparse.Namespace) -> int:
     return _convert(arguments, unpack, "unpacked")
 
 
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Look at every record: checksum, key against settings, schema, the files beside it."""
+    from adalora_bench.engine.units import count
+    from adalora_bench.settings.key import keys_of_record
+    from adalora_bench.store.verify import verify
+
+    named, given = split_given(arguments.given)
+    if len(named) > 1:
+        raise UserError(f"one results folder at a time; received {', '.join(named)}.")
+    chosen = plain(given, {"results_dir"}) | ({"results_dir": named[0]} if named else {})
+    found, out = verify(recorded_in(chosen) / "runs", keys_of_record), console()
+    for sentence in found.said:
+        out.print(sentence, soft_wrap=True)
+    out.print(
+        f"verified: {count(found.records, 'record')}, {found.with_checksum} with a checksum; "
+        f"{count(len(found.said), 'misfit')}",
+        soft_wrap=True,
+    )
+    return EXIT_UNIT_FAILED if found.said else EXIT_OK
+
+
 def _convert(
     arguments: argparse.Namespace, convert: Callable[[Path, Sequence[str]], Packing], word: str
 ) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import logging
 import math
 from datetime import UTC, datetime
@@ -14,7 +16,9 @@ from adalora_bench.lowrank.ending import cosine, cosines, final_gates
 from adalora_bench.methods.run import adapter_parameters
 from adalora_bench.settings import pattern, prepare
 from adalora_bench.settings.key import STEERING
+from adalora_bench.store.packed import PREDICTIONS, STEPS
 from adalora_bench.store.records import FINISHED, SCHEMA, environment, git_state
+from adalora_bench.store.verify import ADAPTER
 from adalora_bench.train.device import products_by
 
 if TYPE_CHECKING:
@@ -98,6 +102,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
             "backbone": _asset(training.found.backbone(cell)),
         },
         "metrics": training.form.signatures(),
+        "artefacts": _artefacts(training.folder) if whole else {},
         "steps": run.step,
         "total_steps": run.total_steps,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -159,6 +164,20 @@ def _kept(training: Training) -> dict[str, int]:
     division = training.division
     held = {"validation": sum(map(len, division.validation)), "architecture": len(division.architecture)}
     return {"weights": len(division.weights)} | held if any(held.values()) else {}
+
+
+def _artefacts(folder: Path) -> dict[str, str]:
+    """File beside the record -> sha256 of its content, not compressed, by which `bench verify` knows it."""
+    found = {}
+    for name in (STEPS, PREDICTIONS, ADAPTER):
+        path = folder / name
+        if path.is_file():
+            with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
+                digest = hashlib.sha256()
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            found[name] = digest.hexdigest()
+    return found
 
 
 def _asset(found: Found) -> dict[str, str]:

@@ -30,6 +30,7 @@ from adalora_bench.store.records import (
     read_jsonl,
     write_predictions,
 )
+from adalora_bench.store.verify import ADAPTER
 from adalora_bench.train import checkpoint, loop, parts
 from adalora_bench.train.device import check_precision, choose_device
 from adalora_bench.train.evaluate import Scoring, is_collapsed
@@ -225,4 +226,4 @@ class Training:
         }
         scales = json.dumps({name: layer.scale for name, layer in self.run.adapters.items()})
         if self.run.adapters:  # a fully trained model is as large as its backbone: not kept
-            write_tensors(self.folder / "adapter.safetensors", tensors, {"scales": scales})
+            write_tensors(self.folder / ADAPTER, tensors, {"scales": scales})

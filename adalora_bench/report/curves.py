@@ -74,7 +74,7 @@ def _traced(cells: Sequence[Shown], field: str, place: int) -> list[Line | None]
                 nonzero or [(at, value) for at, value in (record.get(field) or {}).get("trace") or []]
             )
         if any(len({value for _, value in trace}) > 1 for trace in traces):
-            ends = {float(record["steps"]) for record in cell.finished}
+            ends = {float(record.get("steps") or 0) for record in cell.finished}
             xs = sorted({at for trace in traces for at, _ in trace} | ends)
             found.append(band(cell.row.label, [staircase(trace, xs) for trace in traces]))
     return found

@@ -52,7 +52,7 @@ def places(record: Record) -> dict[str, tuple[str, str, int]]:
         for pattern in names if isinstance(names, list) else [names]:
             stack = pattern.partition("{i}")[0].rstrip(".")
             for block in range(backbone.get("layers") or 0):
-                found[pattern.format(i=block)] = (stack, role, block)
+                found[pattern.replace("{i}", str(block))] = (stack, role, block)
     return found
 
 

@@ -91,3 +91,21 @@ def with_key(cell: Cell, *, data_fingerprint: str, weights: str, engine: int) ->
     }
     whole = {"settings": settings, "versions": versions, "data": data_fingerprint, "weights": weights}
     return cell.with_keys(digest(whole), digest(settings))
+
+
+def keys_of_record(record: Mapping[str, Any]) -> tuple[str | None, str]:
+    """(key, settings key), worked out anew from what a record says.
+
+    No key where the weights came from a local folder: a record keeps the folder's name and not the hash of its files.
+    """
+    settings = settings_of(record["config"])
+    versions = {"engine": record["versions"]["engine"]}
+    versions |= {group: settings[group].pop("version") for group in ("method", "task", "backbone")}
+    weights = record["sources"]["backbone"]
+    whole = {
+        "settings": settings,
+        "versions": versions,
+        "data": record["data_fingerprint"],
+        "weights": weights["detail"],
+    }
+    return (None if weights["served_by"] == "local" else digest(whole)), digest(settings)

@@ -24,7 +24,7 @@ from adalora_bench.store.schema import DONE
 
 ALSO = "also-"
 # Two runs of one unit that differ in these alone have the same result.
-OF_THE_RUN = ("seconds", "finished", "peak_memory_bytes", "git", "environment")
+OF_THE_RUN = ("seconds", "finished", "peak_memory_bytes", "git", "environment", "checksum", "artefacts")
 
 
 @dataclass

@@ -10,6 +10,8 @@ import math
 import os
 import re
 import shutil
+import stat
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -151,9 +153,37 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
                 line = line[file.write(line) :]
 
 
+LARGEST = 256 * 2**20
+"""Bytes of a file that is read whole; what this project writes is a thousandth of it."""
+
+
+def read_whole(path: Path, limit: int = LARGEST) -> bytes:
+    """The content of an ordinary file. OSError: it is none (a device, a pipe, a folder), or larger than the limit."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would wait for ever
+    with os.fdopen(handle, "rb") as file:
+        seen = os.fstat(file.fileno())
+        if not stat.S_ISREG(seen.st_mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+        if seen.st_size > limit:
+            raise OSError(errno.EFBIG, f"it has {_size(seen.st_size)}, more than {_size(limit)}", str(path))
+        return file.read(limit + 1)
+
+
+def unzipped(content: bytes, limit: int = LARGEST) -> bytes:
+    """What gzip holds. OSError: damaged, or larger than the limit."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+            found = packed.read(limit + 1)
+    except (EOFError, zlib.error) as error:
+        raise OSError(errno.EIO, f"gzip that is damaged: {error}") from error
+    if len(found) > limit:
+        raise OSError(errno.EFBIG, f"it unpacks to more than {_size(limit)}")
+    return found
+
+
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
     """All rows that parse, in file order, and how many lines do not. A file that is not there has no rows."""
-    return rows_of(path.read_bytes()) if path.exists() else ([], 0)
+    return rows_of(read_whole(path)) if path.exists() else ([], 0)
 
 
 def rows_of(lines: bytes) -> tuple[list[dict[str, Any]], int]:
@@ -192,8 +222,7 @@ def zipped(chunks: Iterable[bytes]) -> bytes:
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """The rows of `write_predictions`, in order."""
-    with gzip.open(path, "rb") as packed:
-        return [json.loads(line) for line in packed]
+    return [json.loads(line) for line in unzipped(read_whole(path)).splitlines()]
 
 
 def _plain(value: Any, place: str, found: list[str]) -> Any:

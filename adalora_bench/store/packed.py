@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+LARGEST = 64 * 2**20  # bytes of a part, or of one line of it
 RECORD = "record.json"
 STEPS = "steps.jsonl"
 PREDICTIONS = "predictions.jsonl.gz"
@@ -66,8 +67,10 @@ def _read(path: Path, _: tuple[int, int, int]) -> Part:
     part = Part()
     number = 0
     try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return Part(damage="is no ordinary file, or larger than any that is packed")
         with gzip.open(path, "rb") as lines:
-            for line in lines:
+            while line := lines.readline(LARGEST):
                 number += 1
                 row = json.loads(line)
                 texts = part.texts.setdefault(row["unit"], {})

@@ -8,7 +8,6 @@ All of it may be packed (`adalora_bench.store.packed`); a loose record stands be
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import os
@@ -29,14 +28,28 @@ from adalora_bench.store.files import (
     finite,
     read_jsonl,
     read_predictions,
+    read_whole,
     rows_of,
+    unzipped,
     write_predictions,
     writing,
     zipped,
 )
 from adalora_bench.store.lease import HOLDER, LOCK, LeaseHeld, hold
 from adalora_bench.store.packed import PACKED, PREDICTIONS, RECORD, STEPS
-from adalora_bench.store.schema import DONE, FINISHED, KEY, NAME, SCHEMA, STATUSES, finished_at, misfit
+from adalora_bench.store.schema import (
+    DONE,
+    FINISHED,
+    KEY,
+    NAME,
+    SCHEMA,
+    STATUSES,
+    checksum,
+    finished_at,
+    is_edited,
+    misfit,
+)
+from adalora_bench.store.shapes import printable
 
 __all__ = [
     "DONE",
@@ -61,6 +74,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+EDITED = "was changed after it was written: its checksum does not fit"
 LOCAL_FILES = (LOCK, HOLDER)  # they mean something in their own folder alone
 CHECKPOINTS = "checkpoints"
 # What a table never shows and what makes a record large.
@@ -148,7 +162,7 @@ class RecordStore:
                 f"{folder} belongs to the key {earlier['key']}; move it away to store {plain['key']}."
             )
         path = folder / RECORD
-        atomic_write(path, _text(plain).encode())
+        atomic_write(path, _text(plain | {"checksum": checksum(plain)}).encode())
         return path
 
     def read(self, folder: Path) -> dict[str, Any] | None:
@@ -180,18 +194,27 @@ class RecordStore:
             path = folder / file
             if not path.is_file():
                 return None
-            return gzip.decompress(path.read_bytes()) if file.endswith(".gz") else path.read_bytes()
+            content = read_whole(path)
+            return unzipped(content) if file.endswith(".gz") else content
         found = packed.text_of(self.root, self.unit(folder), file)
         return None if found is None else found.encode("utf-8", "surrogateescape")
 
     def steps(self, folder: Path) -> list[dict[str, Any]]:
         """The rows of the unit's steps.jsonl that parse; none where there is no such file."""
-        return rows_of(self.text(folder, STEPS) or b"")[0]
+        return rows_of(self._beside(folder, STEPS) or b"")[0]
 
     def predictions(self, folder: Path) -> list[dict[str, Any]] | None:
         """The unit's predictions in order; None where they are not kept."""
-        lines = self.text(folder, PREDICTIONS)
-        return None if lines is None else [json.loads(line) for line in lines.splitlines()]
+        lines = self._beside(folder, PREDICTIONS)
+        return None if lines is None else rows_of(lines)[0]
+
+    def _beside(self, folder: Path, file: str) -> bytes | None:
+        """`text`, but a file that cannot be read is as one that is not there (and logged)."""
+        try:
+            return self.text(folder, file)
+        except OSError as error:
+            log.warning("%s: %s", folder / file, error.strerror or error)
+            return None
 
     def loosen(self, folder: Path, into: Path | None = None) -> None:
         """Write the files of a packed unit into its folder, or `into` another; nothing where it lies loose.
@@ -284,14 +307,14 @@ class RecordStore:
 
     def _load(self, path: Path) -> tuple[dict[str, Any] | None, Quarantined | None]:
         try:
-            with path.open("rb") as file:
-                seen = os.fstat(file.fileno())
-                content = file.read()
+            seen, content = path.stat(), read_whole(path)
         except (FileNotFoundError, NotADirectoryError):
             return None, None
         except OSError as error:
             return None, Quarantined(path, f"cannot be read: {error.strerror}")
         record, reason = self._parsed(content)
+        if reason == EDITED:  # a whole record that somebody changed: it stays where it is, for them
+            return None, Quarantined(path, reason)
         return (None, _quarantine(path, seen, reason)) if reason else (record, None)
 
     def _unpacked(self, folder: Path, text: str) -> tuple[dict[str, Any] | None, Quarantined | None]:
@@ -306,7 +329,9 @@ class RecordStore:
         except (ValueError, RecursionError) as error:
             return None, f"does not parse: {error}"
         reason = misfit(record) or self._unfit_names(record)
-        return (None, f"fits no schema: {reason}") if reason else (record, "")
+        if reason:
+            return None, f"fits no schema: {reason}"
+        return (None, EDITED) if is_edited(record) else (printable(record), "")
 
     def _unfit_names(self, record: Mapping[str, Any]) -> str | None:
         try:
@@ -319,7 +344,7 @@ class RecordStore:
 def content_of(path: Path) -> bytes | None:
     """What a record.json holds, loose or packed; None where there is none. OSError: it cannot be read."""
     if path.is_file():
-        return path.read_bytes()
+        return read_whole(path)
     folder = path.absolute().parent
     return RecordStore.around(folder).text(folder, RECORD) if len(folder.parents) > 4 else None
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+from adalora_bench.store.shapes import RECORD, SCORE, plain, shortly
 
 SCHEMA = 1
 STATUSES = ("ok", "collapsed", "diverged", "failed")
@@ -18,54 +21,20 @@ OURS = (
 KEY = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # what may be part of a path below results/
 
-_Types = tuple[type, ...]
 _NAMES = ("method", "task", "backbone", "scale")
-_REQUIRED: dict[str, _Types] = {
-    "key": (str,),
-    "settings_key": (str,),
-    "names": (dict,),
-    "overrides": (list,),
-    "config": (dict,),
-    "seed": (int,),
-    "versions": (dict,),
-    "data_fingerprint": (str,),
-    "split": (str,),
-    "status": (str,),
-    "main_metric": (str,),
-    "finished": (str,),
-}
-# These may be absent or null, for a unit that failed early knows none of them.
-_OPTIONAL: dict[str, _Types] = {
-    "reason": (str,),
-    "final": (dict,),
-    "best": (dict,),
-    "history": (list,),
-    "baseline": (dict,),
-    "rows": (dict,),
-    "subset": (str,),
-    "params": (dict,),
-    "ranks": (dict,),
-    "cosine": (dict,),
-    "gates": (dict,),
-    "events": (list,),
-    "notes": (list,),
-    "seconds": (dict,),
-    "peak_memory_bytes": (int,),
-    "tokens": (dict,),
-    "flops": (dict, int, float),
-    "environment": (dict,),
-    "git": (dict,),
-    "sources": (dict,),
-    "metrics": (dict,),
-    "steps": (int,),
-    "total_steps": (int,),
-}
-# Numbers (or null) that tables calculate with.
-_NUMBERS: dict[str, tuple[str, ...]] = {
-    "rows": ("train", "report"),
-    "params": ("adapter_initial", "adapter_final"),
-    "seconds": ("total",),
-    "ranks": ("initial_total", "final_total"),
+_REQUIRED: dict[str, type] = {
+    "key": str,
+    "settings_key": str,
+    "names": dict,
+    "overrides": list,
+    "config": dict,
+    "seed": int,
+    "versions": dict,
+    "data_fingerprint": str,
+    "split": str,
+    "status": str,
+    "main_metric": str,
+    "finished": str,
 }
 
 
@@ -75,15 +44,15 @@ def misfit(record: object) -> str | None:
         return f"it is no object but {type(record).__name__}"
     if record.get("schema") != SCHEMA:
         return f"schema is {record.get('schema')!r}, not {SCHEMA}"
-    for name, types in _REQUIRED.items():
+    for name, kind in _REQUIRED.items():
         if name not in record:
             return f"{name} is missing"
-        if not _is(record[name], types):
-            return f"{name} is {_short(record[name])}, not {_type_names(types)}"
-    for name, types in _OPTIONAL.items():
-        if record.get(name) is not None and not _is(record[name], types):
-            return f"{name} is {_short(record[name])}, not {_type_names(types)} or null"
-    return _identity(record) or _numbers(record) or _outcome(record)
+        if not isinstance(record[name], kind) or isinstance(record[name], bool):
+            return f"{name} is {shortly(record[name])}, not {kind.__name__}"
+    reason = plain(record) or _identity(record)
+    for name, check in RECORD.items():
+        reason = reason or (check(record[name], name) if name in record else None)
+    return reason or _outcome(record)
 
 
 def finished_at(record: Mapping[str, Any]) -> datetime:
@@ -92,33 +61,35 @@ def finished_at(record: Mapping[str, Any]) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
+def checksum(record: Mapping[str, Any]) -> str:
+    """sha256 of all that a record says but for its own checksum; the order and the spacing of its JSON do not count."""
+    said = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def is_edited(record: Mapping[str, Any]) -> bool:
+    """Whether a record that has a checksum says something else than when it was written."""
+    return "checksum" in record and record["checksum"] != checksum(record)
+
+
 def _identity(record: Mapping[str, Any]) -> str | None:
     for name in ("key", "settings_key"):
         if not KEY.fullmatch(record[name]):
-            return f"{name} is {_short(record[name])}, not 64 hex characters"
+            return f"{name} is {shortly(record[name])}, not 64 hex characters"
     for name in _NAMES:
         if not isinstance(record["names"].get(name), str):
-            return f"names.{name} is {_short(record['names'].get(name))}, not str"
+            return f"names.{name} is {shortly(record['names'].get(name))}, not str"
     for value in (*(record["names"][name] for name in _NAMES), record["split"]):
         if not NAME.fullmatch(value):
             return f"{value!r} is no name for a folder: letters, digits, '_', '.', '-', at most 100"
-    if not all(isinstance(override, str) for override in record["overrides"]):
-        return "overrides holds something that is no text"
+    if not SCORE.fullmatch(record["main_metric"]):
+        return f"main_metric is {shortly(record['main_metric'])}, not the name of a score"
     if record["seed"] < 0:
         return f"seed is {record['seed']}, below 0"
     try:
         finished_at(record)
     except ValueError:
-        return f"finished is {_short(record['finished'])}, not an ISO time"
-    return None
-
-
-def _numbers(record: Mapping[str, Any]) -> str | None:
-    for name, parts in {**_NUMBERS, "baseline": tuple(record.get("baseline") or ())}.items():
-        values = record.get(name) or {}
-        for part in parts:
-            if values.get(part) is not None and not _is_number(values[part]):
-                return f"{name}.{part} is {_short(values[part])}, not a number or null"
+        return f"finished is {shortly(record['finished'])}, not an ISO time"
     return None
 
 
@@ -130,12 +101,8 @@ def _outcome(record: Mapping[str, Any]) -> str | None:
         point = record.get(name)
         if point is None:
             continue
-        scores = point.get("scores")
-        if not isinstance(scores, dict):
-            return f"{name}.scores is {_short(scores)}, not dict"
-        for metric, value in scores.items():
-            if value is not None and not _is_number(value):
-                return f"{name}.scores.{metric} is {_short(value)}, not a number or null"
+        if not isinstance(point.get("scores"), dict):
+            return f"{name}.scores is {shortly(point.get('scores'))}, not dict"
     if status in FINISHED:
         final = record.get("final")
         if final is None or final["scores"].get(record["main_metric"]) is None:
@@ -143,20 +110,3 @@ def _outcome(record: Mapping[str, Any]) -> str | None:
     elif not record.get("reason"):
         return f"status is {status!r} without a reason"
     return None
-
-
-def _is(value: object, types: _Types) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _type_names(types: _Types) -> str:
-    return " or ".join(one.__name__ for one in types)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

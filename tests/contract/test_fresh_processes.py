@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-MAY_DIFFER = ("finished", "seconds", "peak_memory_bytes", "environment", "git")
+MAY_DIFFER = ("finished", "seconds", "peak_memory_bytes", "environment", "git", "checksum")
 PROGRAM = """
 import sys
 from pathlib import Path

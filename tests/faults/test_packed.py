@@ -169,7 +169,7 @@ def test_a_kill_at_any_write_or_removal_loses_nothing(store, monkeypatch, conver
     monkeypatch.setattr(packing, "PART_BYTES", 600)  # several parts
     if convert is unpack:
         pack(store.root)
-        assert len(parts(store.root)) == 3
+        assert len(parts(store.root)) >= 3
     seen = {folder.name: store.predictions(folder) for folder in map(store_folder(store), range(4))}
     scan, start = store.scan(), store.root.with_name("start")
     shutil.copytree(store.root, start)
@@ -285,5 +285,5 @@ def test_the_commands_say_what_they_did(tmp_path, monkeypatch, capsys):
     assert main(["unpack", "task=rte"]) == 0
     assert capsys.readouterr().out == "unpacked: 3 units, 2 packed files\n"
     assert main(["pack", "results_dir=nowhere"]) == 2
-    assert "nowhere/runs is not there" in capsys.readouterr().err
+    assert "unknown results folder 'nowhere'" in capsys.readouterr().err
     assert not Path("nowhere").exists()

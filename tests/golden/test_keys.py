@@ -7,13 +7,12 @@ train again what is recorded.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adalora_bench.settings.compose import compose_cells
 from adalora_bench.settings.config import GROUPS, MOVED, build
-from adalora_bench.settings.key import digest, settings_of
+from adalora_bench.settings.key import keys_of_record, settings_of
 from adalora_bench.store.records import RecordStore
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -24,7 +23,9 @@ def test_every_stored_record_keeps_its_keys(folder: str, least: int) -> None:
     records = RecordStore(RESULTS / folder).scan().records
     assert len(records) >= least
     strangers = [
-        record["key"] for record in records if keys(record) != (record["key"], record["settings_key"])
+        record["key"]
+        for record in records
+        if keys_of_record(record) != (record["key"], record["settings_key"])
     ]
     assert strangers == []
 
@@ -37,17 +38,3 @@ def test_the_former_and_the_present_class_path_give_one_key_and_one_class(former
     assert settings_of(older) == settings_of(cell.config)
     assert settings_of(older)[group]["_target_"] == former
     assert type(build(older[group], group)) is type(build(cell.config[group], group))
-
-
-def keys(record: dict[str, Any]) -> tuple[str, str]:
-    """(key, settings key), calculated anew from what the record says."""
-    settings = settings_of(record["config"])
-    versions = {"engine": record["versions"]["engine"]}
-    versions |= {group: settings[group].pop("version") for group in ("method", "task", "backbone")}
-    whole = {
-        "settings": settings,
-        "versions": versions,
-        "data": record["data_fingerprint"],
-        "weights": record["sources"]["backbone"]["detail"],
-    }
-    return digest(whole), digest(settings)
