@@ -112,6 +112,8 @@ ROWS = {"alora": 24, "alora_dnas": 40}  # 20 are left where a method keeps rows 
 # The search of ALoRA is cut short: every rank is scored by two passes.
 ALORA = ("method.rank=2", "method.first_round=4", "method.rounds=2", "method.interval=4")
 METHOD_SETTINGS = {
+    "increlora_retrain": ("method.rank=2",),
+    "increlora_retrain_adalora": ("method.rank=2",),
     "alora": (*ALORA, "method.validation_rows=4"),
     "alora_sensi": ALORA,
     "alora_dnas": ALORA,

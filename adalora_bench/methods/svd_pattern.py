@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.methods.base import (
+    Facts,
     Method,
     require_at_least_one,
     require_below_one,
@@ -27,17 +28,23 @@ if TYPE_CHECKING:
 EPSILON = 1e-5  # of the scale alpha / (r + EPSILON), as in both authors' codes
 
 
+NO_PATTERN = (
+    "this method trains with the ranks that another record ended with: give method.pattern_from=RECORD (or "
+    "method.rank=2 for the same rank everywhere, a control)."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SvdPattern(Method):
     """See conf/method/increlora_retrain.yaml for what each setting means and where its default comes from.
 
     Args:
-        rank: of every module, where `ranks` is null.
+        rank: of every module, where `ranks` is null; null where a pattern is wanted.
         ranks: module -> rank, 0 and above; a name may leave out its beginning ("encoder.layer.0.output.dense").
         pattern_from: the record that `ranks` came from, for people.
     """
 
-    rank: int
+    rank: int | None
     ranks: dict[str, int] | None
     pattern_from: str | None
     alpha: float
@@ -49,7 +56,8 @@ class SvdPattern(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least_one("method.rank", self.rank)
+        if self.rank is not None:
+            require_at_least_one("method.rank", self.rank)
         require_positive("method.alpha", self.alpha)
         require_positive("method.init_std", self.init_std)
         require_not_negative("method.orthogonality", self.orthogonality)
@@ -62,6 +70,11 @@ class SvdPattern(Method):
                     raise UserError(f"method.ranks gives {name} the rank {rank}; it must be 0 or above.")
             if not any(self.ranks.values()):
                 raise UserError("method.ranks gives no module a rank above 0; nothing would train.")
+
+    def precheck(self, facts: Facts) -> None:
+        super().precheck(facts)
+        if self.ranks is None and self.rank is None:
+            raise UserError(NO_PATTERN)
 
     # -- building -------------------------------------------------------------------------------------------
 
@@ -98,6 +111,8 @@ class SvdPattern(Method):
             UserError: `ranks` lacks a module, or names one that is not adapted.
         """
         if self.ranks is None:
+            if self.rank is None:
+                raise UserError(NO_PATTERN)
             return dict.fromkeys(modules, self.rank)
         given = dict(self.ranks)
         found = {}

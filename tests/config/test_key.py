@@ -90,7 +90,7 @@ KEEP = (
 
 # Of an encoder, which reads no prompt; form follows from the architecture.
 AND_THESE = {
-    "task": {"backbone_for", "official_rows"},
+    "task": {"official_labels", "backbone_for", "official_rows"},
     "backbone": {"form", "load_in_4bit", "gradient_checkpointing"},
     # null, false and without weight decay; test_selection and test_weight_decay have the other cases
     "train": {"early_stop", "eval_at_start", "decay_biases"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from adalora_bench.errors import UserError
 from adalora_bench.settings.cells import _places
 from adalora_bench.settings.compose import compose_cells, conf_dir
 from adalora_bench.settings.prepare import Assets, check_late_failures
@@ -24,5 +25,13 @@ def rows() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("chosen", rows(), ids=" ".join)
 def test_a_row_is_refused_by_nothing(chosen: tuple[str, ...]) -> None:
+    retrains = any(text.startswith("method=increlora_retrain") for text in chosen)
     for cell in compose_cells([*chosen, "scale=paper"]):
-        check_late_failures(cell, Assets())
+        if not retrains:
+            check_late_failures(cell, Assets())
+            continue
+        with pytest.raises(UserError, match="pattern_from"):  # the even pattern is not what the row says
+            check_late_failures(cell, Assets())
+    if retrains:
+        for cell in compose_cells([*chosen, "scale=paper", "method.rank=2"]):  # and nothing else is wrong
+            check_late_failures(cell, Assets())
