@@ -2,7 +2,7 @@
 
 import sys
 
-from adalora_bench.cli.parser import main
+from adalora_bench.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import gettempdir
 
 from adalora_bench.data import hub, wheels
 from adalora_bench.errors import UserError
@@ -96,10 +97,12 @@ class Places:
     def from_environment(cls, *, data_dir: str | None = None, offline: bool = False) -> Places:
         """`data_dir` or ADALORA_BENCH_DATA; ADALORA_BENCH_CACHE; offline also by the hub's own variables."""
         data = data_dir or os.environ.get("ADALORA_BENCH_DATA") or None
-        cache = os.environ.get("ADALORA_BENCH_CACHE") or "~/.cache/adalora_bench"
+        cache = os.path.expanduser(os.environ.get("ADALORA_BENCH_CACHE") or "~/.cache/adalora_bench")
+        if cache.startswith("~"):  # a container without a home
+            cache = os.path.join(gettempdir(), f"adalora_bench-{os.getuid()}")
         return cls(
-            data_dir=Path(data).expanduser() if data else None,
-            cache_dir=Path(cache).expanduser(),
+            data_dir=Path(os.path.expanduser(data)) if data else None,
+            cache_dir=Path(cache),
             offline=offline or hub.offline_by_environment(),
         )
 

@@ -7,6 +7,7 @@ offline. Light: pyarrow, huggingface_hub and filelock are imported where they ar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def find(
         return Found("generated", None, {}, "generated")
     if source.local:
         return _in_folder(
-            source, Path(source.local).expanduser(), Path(source.local).name, splits, kind, optional
+            source, Path(os.path.expanduser(source.local)), Path(source.local).name, splits, kind, optional
         )
     if source.hub and places.data_dir:
         folder = places.data_dir / source.hub / (source.subset or "")

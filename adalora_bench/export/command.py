@@ -88,7 +88,7 @@ def export(where: str, settings: Mapping[str, str]) -> list[str]:
     path = locate(where)
     record = read_record(path)
     shown = settings.get("to") or path.parent / form
-    target = Path(shown).expanduser().absolute()
+    target = Path(os.path.expanduser(shown)).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{shown} is there already; name another folder: to=FOLDER.")
     cell = cell_of(record, settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -106,7 +107,7 @@ def signature(judge: Judge) -> str:
         return f"{GRADE}|{judge.model}|our wording, references of the questions, temperature 0"
     digest = hashlib.sha256()
     for name in (PROMPTS_FILE, REFERENCES_FILE):
-        digest.update(_content(Path(judge.folder).expanduser() / name))
+        digest.update(_content(Path(os.path.expanduser(judge.folder)) / name))
     return f"{GRADE}|{judge.model}|MT-Bench's files sha256:{digest.hexdigest()[:16]}, temperature 0"
 
 
@@ -167,8 +168,8 @@ def grade_of(reply: str) -> float | None:
 def _questions(conversations: Sequence[Conversation], judge: Judge) -> list[_Question]:
     prompts, references = OWN_PROMPTS, {talk.id: talk.references for talk in conversations}
     if judge.folder is not None:
-        prompts = _prompts(Path(judge.folder).expanduser() / PROMPTS_FILE)
-        references = _references(Path(judge.folder).expanduser() / REFERENCES_FILE)
+        prompts = _prompts(Path(os.path.expanduser(judge.folder)) / PROMPTS_FILE)
+        references = _references(Path(os.path.expanduser(judge.folder)) / REFERENCES_FILE)
     questions = []
     for talk in conversations:
         given = references.get(talk.id, ()) if talk.category in WITH_REFERENCE else ()

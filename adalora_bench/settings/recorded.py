@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def locate(where: str) -> Path:
 
     UserError: there is none, with the nearest name.
     """
-    path = Path(where).expanduser()
+    path = Path(os.path.expanduser(where))
     if path.is_file():
         return path
     path = path.parent if path.name == RECORD else path

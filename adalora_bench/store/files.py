@@ -57,7 +57,10 @@ def _put(path: Path, write: Callable[[Path], None], need: int) -> None:
     with writing(path, need):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            usual = stat.S_IMODE(temporary.stat().st_mode)  # by the umask; safetensors would keep others out
             write(temporary)
+            temporary.chmod(usual)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
