@@ -37,6 +37,9 @@ def worker_count(jobs: int | None, units: int, options: Mapping[str, Any]) -> in
     return max(1, min(wanted, units))
 
 
+SILENT_SECONDS = 3.0  # from the wish to stop until a unit that has not answered is named
+
+
 class LocalPool(Launcher):
     """One call of `launch` on local workers."""
 
@@ -44,6 +47,7 @@ class LocalPool(Launcher):
         super().__init__(*arguments)
         self.waiting = deque(range(len(self.units)))
         self.workers: list[Worker] = []
+        self.waited_for: set[int] = set()
 
     def run(self, jobs: int | None, skipped: list[Unit]) -> Summary:
         """`jobs` workers, by default one per core or GPU."""
@@ -93,6 +97,8 @@ class LocalPool(Launcher):
                 self.replace(worker)
             elif worker.deadline is not None and time.monotonic() >= worker.deadline:
                 worker.process.kill()
+            elif worker.deadline is not None:
+                self.say_waiting(worker, worker.deadline - time.monotonic())
         self.progress.tick()
 
     def take(self, worker: Worker, message: tuple[Any, ...]) -> None:
@@ -122,6 +128,17 @@ class LocalPool(Launcher):
         elif job is not None:
             self.progress.passed(self.labels[job], "stopped without a new checkpoint")
         self.employ(slot)
+
+    def say_waiting(self, worker: Worker, left: float) -> None:
+        """Once for each: which unit has not answered the wish to stop, and until when it is waited for."""
+        if self.signum is None or worker.job is None or worker.job in self.waited_for:
+            return
+        if self.grace_seconds - left >= SILENT_SECONDS:
+            self.waited_for.add(worker.job)
+            self.progress.note(
+                f"still waiting for {self.labels[worker.job]}; in {left:.0f} s its process {worker.process.pid} is "
+                "ended, and the unit goes on from its last checkpoint another time"
+            )
 
     def stop(self, signum: int) -> None:
         """A signal: pass on what it asks of the workers."""

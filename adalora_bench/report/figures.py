@@ -32,6 +32,7 @@ STYLE = {
     "figure.titlesize": 10,
     "figure.facecolor": "white",
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a label is a $
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def comma_separated(filled: Filled) -> str:
                 column.label,
             ]
             used = spent(filled.used[row.label][column.task])
+            where = [_no_formula(text) for text in where]
             writer.writerow([*where, *texts, c.verdict, *("" if one is None else repr(one) for one in used)])
     return out.getvalue()
 
@@ -193,6 +195,23 @@ def _lines(filled: Filled, label: str) -> list[list[str]]:
     return lines
 
 
+TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "|": "\\textbar{}",
+    "->": "$\\to$",
+}
+"""What LaTeX would take for a command -> how it is printed."""
+
+
+def _no_formula(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
 def _tex_mark(text: str, mark: str | None) -> str:
     number, _, rest = text.partition(" ")
     if mark is None:
@@ -201,6 +220,5 @@ def _tex_mark(text: str, mark: str | None) -> str:
 
 
 def _tex(text: str) -> str:
-    for char in "&%$#_{}":
-        text = text.replace(char, f"\\{char}")
-    return text.replace("->", "$\\to$").replace("~", "\\textasciitilde{}")
+    text = " ".join(text.split())
+    return re.sub(r"->|[&%$#_{}\\~^<>|]", lambda m: TEX[m[0]], text)

@@ -1,14 +1,15 @@
 """One holder per folder, on this machine and across machines that share the folder.
 
 Two signs say that a folder is held. The operating system's lock (unit.lock) is free again as soon as its holder is
-dead, and decides on one machine. Not every shared file system carries such locks to other machines, so the holder
-also leaves its name (holder.lease) and touches it every HEARTBEAT_SECONDS: a name of another machine counts until it
-was not touched for DEAD_SECONDS, then it is taken over. Ages are differences of times of the file system itself; no
-clock of a machine is compared with another's. Imports no torch.
+dead, and decides on one machine. Not every shared file system carries such locks to other machines, and some have
+none, so the holder also leaves its name (holder.lease) and touches it every HEARTBEAT_SECONDS: a name of another
+machine counts until it was not touched for DEAD_SECONDS, then it is taken over. Ages are differences of times of the
+file system itself; no clock of a machine is compared with another's. Imports no torch.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -23,6 +24,8 @@ from adalora_bench.store.files import writing
 
 LOCK = "unit.lock"
 HOLDER = "holder.lease"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers (Lustre without -o flock, some volumes): the holder's name alone counts."""
 HEARTBEAT_SECONDS = 10.0
 DEAD_SECONDS = 90.0
 
@@ -48,16 +51,21 @@ def hold(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock, locked = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False), True
     with writing(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout:
             raise LeaseHeld(folder, _named(folder)) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            locked = False
+            (folder / LOCK).touch()
     try:
         with writing(folder / HOLDER):
-            name = _take(folder)
+            name = _take(folder, locked=locked)
         over = threading.Event()
         heart = threading.Thread(target=_beat, args=(folder / HOLDER, name, over), name="lease", daemon=True)
         heart.start()
@@ -89,14 +97,20 @@ def wait_for_dead(folder: Path) -> bool:
     return True
 
 
-def _take(folder: Path) -> str:
-    """Leave this process's name in a folder whose lock is ours; what it wrote. LeaseHeld: another machine's counts."""
+def _take(folder: Path, *, locked: bool) -> str:
+    """Leave this process's name in a folder; what it wrote. LeaseHeld: another holder counts.
+
+    Args:
+        locked: whether the folder's lock is ours, so that no other process of this machine can hold it.
+    """
     earlier, beaten = _text(folder), _touched(folder)
     if earlier is not None and beaten is not None:
-        host = re.search(r" on (\S+) since ", earlier)  # none where a kill came before the name was written
+        # none where a kill came before the name was written
+        said = re.match(r"process (\d+) on (\S+) since ", earlier)
         os.utime(folder / LOCK)  # the file system's own idea of the time
         age = (folder / LOCK).stat().st_mtime - beaten
-        if host and host[1] != socket.gethostname() and age < DEAD_SECONDS:
+        here = said is not None and said[2] == socket.gethostname()
+        if said is not None and age < DEAD_SECONDS and (not here or (not locked and _lives(int(said[1])))):
             raise LeaseHeld(folder, _named(folder))
         (folder / HOLDER).unlink(missing_ok=True)
     since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -106,7 +120,20 @@ def _take(folder: Path) -> str:
             file.write(name)
     except FileExistsError:
         raise LeaseHeld(folder, _named(folder)) from None
+    if not locked and _text(folder) != name:  # two found the same dead lease
+        raise LeaseHeld(folder, _named(folder))
     return name
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this machine is there; our own is not another holder's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _beat(path: Path, name: str, over: threading.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -89,3 +90,43 @@ def test_waiting_for_a_holder_tells_the_dead_from_the_living(
     with hold(folder):
         assert not wait_for_dead(folder)
     assert wait_for_dead(folder)  # its name is gone
+
+
+# -- a file system without locks ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=lease.NO_LOCKS)
+def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_without_locks_a_dead_holder_elsewhere_is_succeeded_and_a_living_one_is_not(
+    folder: Path, without_locks: None
+) -> None:
+    left_by(folder, ELSEWHERE, lease.DEAD_SECONDS - 5)
+    with pytest.raises(LeaseHeld), hold(folder):
+        pass
+    left_by(folder, ELSEWHERE, lease.DEAD_SECONDS + 5)
+    with hold(folder):
+        assert (folder / HOLDER).read_text().startswith(f"process {os.getpid()} on ")
+    assert not (folder / HOLDER).exists()
+
+
+def test_without_locks_a_living_process_of_this_machine_keeps_its_unit(
+    folder: Path, without_locks: None
+) -> None:
+    with hold(folder), pytest.raises(LeaseHeld), hold(folder):
+        pass
+    child = subprocess.Popen(["sleep", "60"])
+    left_by(folder, f"process {child.pid} on {os.uname().nodename} since 2026-01-01\n", 0)
+    with pytest.raises(LeaseHeld), hold(folder):
+        pass
+    child.kill()
+    child.wait()
+    with hold(folder):
+        pass
