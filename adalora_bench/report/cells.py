@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from adalora_bench.report.rows import CellRow, Group, Record, age, group_of, row_of
+from adalora_bench.report.rows import CellRow, Group, Record, age, group_of, local_weights, row_of
 from adalora_bench.report.selection import Selection
 from adalora_bench.store.schema import DONE, finished_at
 
@@ -25,6 +25,10 @@ class Hidden:
     key8: str
     records: int
     why: str
+
+
+Place = tuple[Group, str, str, tuple[str, ...]]
+"""Where a row stands: its table, its task, its method and what was typed beyond them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +54,11 @@ def arrange(records: Iterable[Record], selection: Selection | None = None) -> Ce
     for one place the newest with a result is shown (the newest at all, where none has one).
     """
     fresh, stale_keys = _split_stale(_by_key(records))
-    places: dict[tuple[Group, str, str, tuple[str, ...]], list[str]] = defaultdict(list)
+    places: dict[Place, list[str]] = defaultdict(list)
     for key, seeds in fresh.items():
         names = seeds[0]["names"]
         places[group_of(seeds[0]), names["task"], names["method"], _overrides(seeds)].append(key)
+    places = _by_weights(places, fresh)
     rows, others = [], []
     for (_, _, _, overrides), keys in places.items():
         ranked = sorted(
@@ -64,6 +69,20 @@ def arrange(records: Iterable[Record], selection: Selection | None = None) -> Ce
     stale = [_hidden(seeds, why) for seeds, why in stale_keys]
     rows.sort(key=lambda row: (row.group.sort_key, row.task, row.method, row.overrides))
     return Cells(rows=rows, others=_sorted(others), stale=_sorted(stale))
+
+
+def _by_weights(
+    places: Mapping[Place, Sequence[str]], fresh: Mapping[str, Sequence[Record]]
+) -> dict[Place, list[str]]:
+    """The same, but weights of several local folders in one place are rows of their own, called after the folder."""
+    apart: dict[Place, list[str]] = defaultdict(list)
+    for (group, task, method, overrides), keys in places.items():
+        folders = {key: local_weights(fresh[key][0]) for key in keys}
+        several = len(set(folders.values())) > 1
+        for key in keys:
+            more = (f"weights of {folders[key]}",) if several and folders[key] else ()
+            apart[group, task, method, (*overrides, *more)].append(key)
+    return apart
 
 
 def arrange_seeds(records: Iterable[Record]) -> list[Record]:

@@ -64,6 +64,7 @@ class CellRow:
     notes: tuple[str, ...]
     best_selected_on: tuple[str, ...]
     targets: frozenset[str]  # roles of the matrices that the method adapts
+    weights: str = ""  # the name of the local folder that they came from
 
     @property
     def label(self) -> str:
@@ -150,6 +151,7 @@ def row_of(seeds: Sequence[Record], overrides: tuple[str, ...], selection: Selec
             sorted({str(record["best"].get("selected_on")) for record in finished if record.get("best")})
         ),
         targets=frozenset((newest["config"].get("method") or {}).get("targets") or ()),
+        weights=local_weights(newest),
     )
 
 
@@ -182,6 +184,12 @@ def _main_scores(seeds: Sequence[Record], main: str, selection: Selection | None
 def _declared(score: str, known: Mapping[str, str]) -> bool:
     """Whether a score is of a metric that the record names; the score may carry the suffix of its report rows."""
     return any(score == name or score.startswith(f"{name}_") for name in known)
+
+
+def local_weights(record: Record) -> str:
+    """The name of the folder that a record's weights came from; "" for those of the hub or of a wheel."""
+    source = (record.get("sources") or {}).get("backbone") or {}
+    return str(source.get("detail") or "") if source.get("served_by") == "local" else ""
 
 
 def caveat_of(record: Record) -> str | None:

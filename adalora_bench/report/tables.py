@@ -118,6 +118,9 @@ def _notes(
     notes += [
         f"Backbone `{group.backbone}`: {caveat}" for caveat in sorted({r.caveat for r in rows if r.caveat})
     ]
+    notes += sorted(
+        {f"Backbone `{group.backbone}`: weights of the local folder `{r.weights}`" for r in rows if r.weights}
+    )
     notes += _merged({f"Method `{r.method}`: {note}." for r in rows for note in r.notes})
     notes.append(f"Split `{group.split}`. {_selection(rows, selection)}")
     notes.append(

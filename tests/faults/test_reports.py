@@ -121,3 +121,21 @@ def test_two_keys_for_one_place_are_named(store: RecordStore, tmp_path: Path) ->
     assert cell_of(records).n == 5
     html = everything_is_written(store, records, tmp_path)
     assert f"key {other.key8}: key ffffffff is shown" in html
+
+
+def test_weights_of_two_folders_are_two_rows_that_say_which(tmp_path: Path) -> None:
+    """Two records of one label whose weights came from other folders: neither stands for the other."""
+    records = []
+    for key, folder in (("1" * 64, "A"), ("2" * 64, "B")):
+        one = record("lora", "rte", 0)
+        source = {"served_by": "local", "detail": folder}
+        records.append(one | {"key": key, "sources": {"backbone": source, "task": source}})
+    for given in (records, records[::-1]):
+        cells = arrange(given)
+        assert [row.overrides for row in cells.rows] == [("weights of A",), ("weights of B",)]
+        assert cells.others == []
+    (alone,) = arrange(records[:1]).rows
+    assert (alone.overrides, alone.weights) == ((), "A")
+    (text,) = build_tables(records).values()
+    assert "weights of the local folder `A`" in text
+    assert "weights of the local folder `B`" in text
