@@ -23,7 +23,7 @@ from adalora_bench.cli.results import (
 )
 from adalora_bench.cli.run import fetch_command, plan_command, run_command
 from adalora_bench.cli.show import ls_command, show_command
-from adalora_bench.errors import EXIT_INTERRUPTED, UserError
+from adalora_bench.errors import EXIT_CONFIG, EXIT_INTERRUPTED, UserError
 from adalora_bench.settings.conf_files import CONF_VARIABLE
 
 OVERRIDES_HELP = "settings as name=value: method=increlora task=rte method.target_rank=4 'seeds=[0,1]'"
@@ -51,9 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"bench: {error}\n")
         return error.exit_code
+    except (
+        OSError
+    ) as error:  # a name that is too long, a folder that may not be entered, a share that is away
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"bench: {shortened(where)}{error.strerror or error}.\n")
+        return EXIT_CONFIG
     except KeyboardInterrupt:
         sys.stderr.write("bench: interrupted; nothing was lost.\n")
         return EXIT_INTERRUPTED
+
+
+def shortened(text: str) -> str:
+    """For a sentence on a terminal."""
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _with_own_settings(argv: list[str]) -> list[str]:

@@ -164,6 +164,7 @@ def keyed(cells: Iterable[Cell], found: Assets) -> list[Cell]:
     weights: dict[str, str] = {}
     done: list[Cell] = []
     for cell in cells:
+        _ = (cell.method, cell.train, cell.scale)  # a file without a setting says so before it is hashed
         if not found.has_all(cell):
             done.append(cell)
             continue

@@ -79,7 +79,7 @@ def _read(path: Path, _: tuple[int, int, int]) -> Part:
         return Part(part.texts, f"is damaged after line {number}: {error}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Part(part.texts, f"is damaged at line {number}: {type(error).__name__}: {error}")
-    return part
+    return part if part.texts else Part(damage="is empty, as no packed file is")
 
 
 def text_of(root: Path, unit: str, file: str) -> str | None:
