@@ -27,7 +27,7 @@ PATIENCE = 600.0  # seconds until a test gives up; the usual wait is far shorter
 WORDS = ["boat", "river", "lamp", "wall", "sun", "ice", "stove", "frost", "road", "hill", "grain", "letter"]
 COLUMNS = {"rte": ("sentence1", "sentence2"), "mrpc": ("sentence1", "sentence2")}
 # Of a record, what two runs of one unit may differ in.
-OF_THE_RUN = ("seconds", "finished", "peak_memory_bytes", "git", "checksum")
+OF_THE_RUN = ("seconds", "finished", "peak_memory_bytes", "git", "checksum", "artefacts")
 
 
 def environment(**changes: str | None) -> dict[str, str]:

@@ -82,6 +82,35 @@ FAULTS = {
     ),
     "R24": Fault("5,000 records", "bench tables over them"),
     "R25": Fault("leaks", "20 units in one command; memory of the parent, processes and files afterwards"),
+    "identity": Fault(
+        "two cells that share a name",
+        "sweeps over folders of weights and data, splits, seeds; alone, in any order",
+    ),
+    "packed": Fault(
+        "packed records", "a kill at every write and removal; cut, flipped and foreign packed files"
+    ),
+    "paths": Fault(
+        "names of folders and settings", "each special character; settings that stand in no file; GPUs"
+    ),
+    "early": Fault(
+        "what does not depend on the training",
+        "lengths, blocks, tokens, heads, roles, references, labels, rows",
+    ),
+    "own loops": Fault(
+        "any net", "layers that are left out, optimizers that exist, another default dtype, few ranks"
+    ),
+    "edited": Fault(
+        "an edited or hostile record", "each field, and each place of a record with values of other kinds"
+    ),
+    "surroundings": Fault(
+        "no audience, home, name or locale", "closed, full and broken streams; unshare; LC_ALL=C"
+    ),
+    "hostile": Fault(
+        "what a foreign record says", "escapes, LaTeX, HTML, Markdown, formulas in every free field"
+    ),
+    "fuzz": Fault(
+        "anything that is typed or read", "hypothesis over command lines; flipped, cut and doubled files"
+    ),
 }
 Figure = Callable[..., None]
 _PROPERTY = "fault"

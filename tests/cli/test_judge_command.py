@@ -80,6 +80,7 @@ def test_answers_are_graded_once_and_the_tables_show_the_grade(
     assert after["final"]["scores"].pop("judge_score") == 7.5
     assert after["metrics"].pop("judge_score").startswith("judge_score|examiner|our wording")
     assert before["metrics"].pop("judge_score") == "judge_score|not judged"
+    assert after.pop("checksum") != before.pop("checksum")
     assert after == before
     assert "7.50 [7.50, 7.50] n=1" in table.read_text()
     assert not any(KEY in path.read_text() for path in unit.iterdir() if path.suffix in (".json", ".jsonl"))

@@ -31,7 +31,7 @@ FIELDS = [
     "versions", "data_fingerprint", "split", "status", "reason", "main_metric", "final",
     "best", "history", "baseline", "rows", "subset", "params", "ranks", "cosine", "gates",
     "events", "notes", "seconds", "peak_memory_bytes", "tokens", "flops", "environment", "git",
-    "sources", "metrics", "steps", "total_steps", "finished",
+    "sources", "metrics", "artefacts", "steps", "total_steps", "finished", "checksum",
 ]
 # fmt: on
 

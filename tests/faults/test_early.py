@@ -23,6 +23,8 @@ from adalora_bench.settings.early import check_references
 from adalora_bench.store.records import RecordStore
 from adalora_bench.train.evaluate import Scoring
 
+pytestmark = pytest.mark.fault("early")
+
 TOY = ("method=lora", "task=toy", "scale=smoke", "seeds=[0]", "offline=true", "device=cpu")
 WIDTH = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
 SHAPES: dict[str, dict[str, Any]] = {

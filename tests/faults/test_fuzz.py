@@ -22,7 +22,7 @@ from adalora_bench.errors import UserError
 from adalora_bench.settings.compose import compose_cells, options
 from adalora_bench.store.records import RecordStore
 
-pytestmark = pytest.mark.nightly
+pytestmark = [pytest.mark.nightly, pytest.mark.fault("fuzz")]
 SECONDS = 90.0  # of each test here
 EXAMPLES = 2000
 CODES = (0, 1, 2, 3)

@@ -20,6 +20,8 @@ from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.store.records import RecordStore
 from adalora_bench.store.schema import misfit
 
+pytestmark = pytest.mark.fault("hostile")
+
 HOSTILE = {
     "terminal": "\x1b]0;owned\x07\x1b[2J\x9b31m",
     "overwrite": "0.99\r0.10\b\b",
@@ -164,3 +166,33 @@ def test_latex_of_hostile_records_compiles(written: Path, tmp_path: Path) -> Non
             check=False,
         )
         assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "place", ["tables/cpu_deberta_v3_base.md", "tables/papers", "figures", "report.html", "claims.md"]
+)
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_place_that_is_taken_is_named_and_the_others_are_written(
+    place: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("lora", "increlora"):
+        RecordStore(tmp_path / "runs").write(report_records.record(method, "rte", 0))
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    taken = (kind == "folder") == (
+        "." in path.name
+    )  # a folder where a file belongs, or a file where a folder does
+    if kind == "folder":
+        path.mkdir()
+    elif taken:
+        path.write_text("a file")
+    codes = {
+        name: cli.main([name, f"results_dir={tmp_path}"])
+        for name in ("tables", "claims", "figures", "report")
+    }
+    said = capsys.readouterr().err
+    assert sorted(codes.values()) == ([0, 0, 0, 2] if taken else [0, 0, 0, 0])
+    assert (str(path) in said) == taken
+    written = {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    expected = {"cpu_deberta_v3_base.md", "claims.md", "report.html"} - ({path.name} if taken else set())
+    assert expected <= written

@@ -26,6 +26,8 @@ from adalora_bench.settings.compose import compose_cells
 from adalora_bench.settings.config import Cell
 from adalora_bench.store.records import RecordStore
 
+pytestmark = pytest.mark.fault("identity")
+
 SMALL = ("method=lora", "task=toy", "scale=smoke", "backbone=roberta_base", "backbone.layers=2")
 
 

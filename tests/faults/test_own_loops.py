@@ -13,6 +13,8 @@ import adalora_bench
 from adalora_bench.errors import PromiseBroken, UserError
 from adalora_bench.settings.conf_files import options
 
+pytestmark = pytest.mark.fault("own loops")
+
 ROLES = {"a": "q", "b": "v", "unused": "q"}
 STEPS = 24
 # More settings for a training of 24 steps on three small layers.
@@ -31,7 +33,7 @@ MORE: dict[str, dict[str, Any]] = {
     "elora": {"rank": 8},
 }
 # Whose settings name blocks of a transformer, or the ranks of a record.
-ELSEWHERE = {"adapterdrop", "learned_adapter", "lst", "ptuning_v2", "spt", "ssp", "increlora_retrain"}
+ELSEWHERE = {"adapterdrop", "learned_adapter", "lst", "ptuning_v2", "spt", "ssp"}
 METHODS = [
     name
     for name in options("method")

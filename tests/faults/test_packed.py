@@ -18,6 +18,8 @@ from adalora_bench.store.collect import collect
 from adalora_bench.store.pack import pack, unpack
 from adalora_bench.store.records import RecordStore, append_jsonl, content_of, write_predictions
 
+pytestmark = pytest.mark.fault("packed")
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "store"
 ROWS = [{"index": index, "set": "", "prediction": f"größer {index}"} for index in range(3)]
 

@@ -14,6 +14,8 @@ from adalora_bench.settings.compose import accelerators, compose_cells, in_hydra
 from adalora_bench.settings.conf_files import CONF_VARIABLE
 from adalora_bench.settings.config import PATHS
 
+pytestmark = pytest.mark.fault("paths")
+
 TOY = ["method=lora", "task=toy", "scale=smoke", "seeds=0"]
 NAMES = [f"a{sign}b" for sign in "ü=()#&'[]{}~;!$ \"\\,:@%+*?<>|^`日"] + [
     "it's",

@@ -14,6 +14,8 @@ import pytest
 from adalora_bench.store.files import atomic_write, write_tensors
 from adalora_bench.store.records import RecordStore
 
+pytestmark = pytest.mark.fault("surroundings")
+
 BENCH = f"{shlex.quote(sys.executable)} -m adalora_bench.cli"
 RUN = f"{BENCH} run method=lora task=toy scale=smoke seeds=0 jobs=1 device=cpu results_dir=r"
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,6 +21,8 @@ from adalora_bench import cli
 from adalora_bench.store.records import RecordStore
 from adalora_bench.store.schema import misfit
 
+pytestmark = pytest.mark.fault("edited")
+
 TOY = ("method=lora", "task=toy", "scale=smoke", "seeds=[0]", "device=cpu", "jobs=1")
 
 
