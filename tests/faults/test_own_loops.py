@@ -38,7 +38,7 @@ METHODS = [
     name
     for name in options("method")
     if name not in ELSEWHERE
-    and not name.startswith("peft")
+    and not name.startswith(("peft", "increlora_retrain"))
     and name not in ("houlsby", "pfeiffer", "parallel_adapter")
 ]
 
