@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, each with its exit code, and the sentence for an unknown name."""
+"""Errors that the user can fix, each with its exit code, and the sentence for an unknown name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXIT_TERMINATED = 143
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is shown without a traceback."""
+    """Something that the user can fix. The message is shown without a traceback."""
 
     exit_code = EXIT_CONFIG
 

@@ -136,7 +136,7 @@ def attach(
         model: any torch module, of any floating dtype. Move it to its device first.
         method: a name of conf/method, or an instance.
         modules: layer name -> role (q k v o gate up down), in the order in which ties are decided.
-        total_steps, steps_per_epoch: optimizer steps; schedules and phases hang on them.
+        total_steps, steps_per_epoch: optimizer steps; schedules and phases depend on them.
         optimizer: None makes a fused AdamW; a function makes one from a list of groups; an optimizer gets our groups
             added, and its own are left alone.
         head: names of modules that train beside the adapters.

@@ -295,7 +295,7 @@ def choose() -> int:
     return 0
 
 
-EXPLAINED = """Made by `python scripts/search_cpu.py --choose` from the records in results/search; edit nothing here.
+EXPLAINED = """Made by `python scripts/search_cpu.py --choose` from the records in results/search; do not edit.
 Backbone `minilm_l6`, `scale=cpu`, `split=holdout`. Every method has the same three trials under seed 0: the learning
 rate of conf/method times 0.3, 1 and 3. The best one so far gets seeds 1 and 2 and is held by its median, until the best
 has three seeds. A trial that diverged or collapsed (one answer to every row) is below all. `lora_r2` (rank 2),

@@ -144,7 +144,7 @@ class TaskFields:
         return [score_name(name, suffix, variant) for name, suffix in pairs]
 
     def certain_scores(self) -> list[str]:
-        """Score names that do not hang on an optional split."""
+        """Score names that do not depend on an optional split."""
         certain = {name for name, split in self.report_splits.items() if split not in self.optional_splits}
         certain |= {union for union, parts in self.report_unions.items() if certain.issuperset(parts)}
         suffixes = [suffix for suffix in self._suffixes() if suffix in certain]

@@ -159,5 +159,5 @@ def _cause_of_death(code: int) -> str:
     """One line for the exit code of a worker that ended in the middle of a unit."""
     if code >= 0:
         return f"worker ended with exit code {code}"
-    hint = "; often the system for want of memory" if -code == signal.SIGKILL else ""
+    hint = "; often the system, because it is out of memory" if -code == signal.SIGKILL else ""
     return f"worker ended with signal {-code} ({signal_name(-code)}{hint})"

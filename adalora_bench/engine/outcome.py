@@ -110,7 +110,7 @@ def describe(training: Training, status: str, reason: str | None) -> dict[str, A
 
 
 def _compared(training: Training) -> tuple[dict[str, float], list[str]]:
-    """Module -> cosine, and a note on those that are left out: for want of memory or of a file no training is lost.
+    """Module -> cosine, and a note on those that are left out: a lack of memory or of a file loses no training.
 
     The note has no path of this machine; the log has the whole error.
     """

@@ -1,4 +1,4 @@
-"""Decoding: from prompts to answers. What a row answers does not hang on the rows beside it."""
+"""Decoding: from prompts to answers. What a row answers does not depend on the rows beside it."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def keep_best(scores: Sequence[float], budget: int) -> list[bool]:
 def freezing_fraction(step: int, *, total: int, start: int, tail: int) -> Fraction:
     """r(t), AFLoRA Eq. 5: 0 before `start` (t_i), 1 - (1 - (t - t_i) / (T - t_i - t_f))^3 in between, 1 in the `tail`.
 
-    An exact fraction, so that floor(r * n) does not hang on rounding. With an empty window (t_i >= T - t_f) it
+    An exact fraction, so that floor(r * n) does not depend on rounding. With an empty window (t_i >= T - t_f) it
     jumps from 0 to 1 at t_i.
     """
     if step < start:

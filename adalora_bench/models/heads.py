@@ -76,7 +76,8 @@ class TokenLogits(nn.Module):
 class TextModel(nn.Module):
     """A causal or sequence-to-sequence language model that gives logits only where a token is to be predicted.
 
-    The product with the vocabulary is the dearest of a small model, and most positions (prompt, padding) need none.
+    The product with the vocabulary is the most expensive one of a small model. Most positions (prompt, padding) need
+    none.
 
     Args:
         body: `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM` of transformers. A sequence-to-sequence one must know

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from adalora_bench.report.rows import CellRow, Group, Record, age, group_of, local_weights, row_of
-from adalora_bench.report.selection import Selection
+from adalora_bench.report.rows import CellRow, Group, Record, Selection, age, group_of, local_weights, row_of
 from adalora_bench.store.schema import DONE, finished_at
 
 # Overrides of these groups belong to what a row is called; others (jobs, seeds) change no number.
@@ -183,3 +182,16 @@ def _newest(seeds: Sequence[Record]) -> datetime:
 
 def _has_result(seeds: Sequence[Record]) -> bool:
     return any(record["status"] in DONE for record in seeds)
+
+
+NAMED = 12  # keys; of more the rest is counted
+
+
+def not_shown(hidden: Sequence[Hidden], which: str) -> str:
+    """7 further records with other settings are not shown: lora on rte, key 1a2b3c4d (5); lora on cola, ..."""
+    total = sum(one.records for one in hidden)
+    names = [f"{one.label} on {one.task}, key {one.key8} ({one.records})" for one in hidden[:NAMED]]
+    rest = len(hidden) - NAMED
+    names += [f"and {rest} more keys ({sum(one.records for one in hidden[NAMED:])})"] if rest > 0 else []
+    noun, verb = ("record", "is") if total == 1 else ("records", "are")
+    return f"{total} further {noun} {which} {verb} not shown: {'; '.join(names)}."

@@ -83,7 +83,7 @@ def markdown(judged: Sequence[Judged]) -> str:
     """One table per paper, with how to read it."""
     parts = [
         "# Claims of the papers",
-        "Made from the records by `bench claims`; edit nothing here.",
+        "Made from the records by `bench claims`; do not edit.",
         f"Verdicts: {counts(judged)}.",
     ]
     for paper, group in groupby(judged, key=lambda one: one.paper):

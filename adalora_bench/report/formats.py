@@ -9,10 +9,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from adalora_bench.report.markdown import one_line, pipe_table
-from adalora_bench.report.marks import marked_markdown
 from adalora_bench.report.papers import Filled, fill
 from adalora_bench.report.rows import Record
+from adalora_bench.report.text import marked_markdown, one_line, pipe_table
 from adalora_bench.report.wording import NOT_FOUND, against, caption, costs, marks, ours, spent, theirs
 from adalora_bench.settings.published import load_table, table_names
 from adalora_bench.store.files import write_all
@@ -68,7 +67,7 @@ def markdown(filled: Filled) -> str:
     parts = [
         f"# {filled.table.paper}, Table {filled.table.number}, at scale {filled.place.scale} on "
         f"{filled.place.backbone}",
-        "Made from the records by `bench tables`; edit nothing here.",
+        "Made from the records by `bench tables`; do not edit.",
         pipe_table(head, lines),
         "## Cost",
         pipe_table(COST_HEAD, costs(filled)),

@@ -188,7 +188,7 @@ def forest(figure: Figure, cells: Sequence[Shown], __: Steps) -> Data | None:
 
 
 def without_single_seeds(cells: Sequence[Shown]) -> list[Shown]:
-    """All but the cells with one seed on a task where others have more: one run beside five compares with nothing."""
+    """All but the cells with one seed on a task where others have more: one run beside five compares nothing."""
     most: Counter[str] = Counter()
     for cell in cells:
         most[cell.row.task] = max(most[cell.row.task], len(cell.row.seeds))

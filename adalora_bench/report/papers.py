@@ -14,8 +14,7 @@ from typing import Any
 from adalora_bench import metrics
 from adalora_bench.report.cells import Hidden, arrange_seeds, left_out
 from adalora_bench.report.comparison import mean_sd
-from adalora_bench.report.rows import Record
-from adalora_bench.report.selection import reported
+from adalora_bench.report.rows import Record, reported
 from adalora_bench.report.statistics import Summary, summarise
 from adalora_bench.settings.published import Column, PaperTable, Row
 from adalora_bench.store.schema import DONE, FINISHED

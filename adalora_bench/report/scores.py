@@ -6,10 +6,9 @@ import math
 from collections.abc import Collection, Sequence
 
 from adalora_bench.metrics import GRADE, NOT_JUDGED, higher_is_better, printed
-from adalora_bench.report.markdown import one_line, pipe_table
-from adalora_bench.report.marks import Rank, best_and_second, marked_markdown
 from adalora_bench.report.rows import CellRow, alike_in_rows
 from adalora_bench.report.statistics import Summary, standard_error
+from adalora_bench.report.text import Rank, best_and_second, marked_markdown, one_line, pipe_table
 from adalora_bench.store.schema import STATUSES
 
 NOT_RUN = "not run"

@@ -9,13 +9,11 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from adalora_bench.report.cells import Hidden, arrange, cell_summary
-from adalora_bench.report.hidden import not_shown
-from adalora_bench.report.markdown import one_line
-from adalora_bench.report.rows import CellRow, Group, Record
+from adalora_bench.report.cells import Hidden, arrange, cell_summary, not_shown
+from adalora_bench.report.rows import CellRow, Group, Record, Selection, selection_of
 from adalora_bench.report.scores import OTHER_ROWS, on_other_rows, sections
-from adalora_bench.report.selection import Selection, selection_of
 from adalora_bench.report.statistics import median_coverage
+from adalora_bench.report.text import one_line
 from adalora_bench.store.files import write_all
 from adalora_bench.store.schema import STATUSES
 
@@ -87,7 +85,7 @@ def _table(
     equal, equal_notes = at_equal_budget(rows)
     parts = [
         f"# {group.backbone}, scale {group.scale}, split {group.split}",
-        "Made from the records by `bench tables`; edit nothing here.",
+        "Made from the records by `bench tables`; do not edit.",
     ]
     if rows:
         parts += [*sections(rows), *against, *equal]

@@ -19,8 +19,8 @@ from adalora_bench.report.comparison import (
     sign_flip_test,
     stratified_bootstrap,
 )
-from adalora_bench.report.markdown import one_line, pipe_table
 from adalora_bench.report.rows import CellRow, alike_in_rows
+from adalora_bench.report.text import one_line, pipe_table
 
 BASELINE = "lora"
 SEEDS = 5  # fewer decide nothing

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from adalora_bench.metrics import higher_is_better
-from adalora_bench.report.hidden import not_shown
-from adalora_bench.report.marks import Rank, best_and_second
+from adalora_bench.report.cells import not_shown
 from adalora_bench.report.papers import COSTS, VERDICTS, Cell, Filled
-from adalora_bench.report.rows import Record, caveat_of, median_of, peak_memory_of
-from adalora_bench.report.selection import selection_of
+from adalora_bench.report.rows import Record, caveat_of, median_of, peak_memory_of, selection_of
 from adalora_bench.report.statistics import median_coverage
+from adalora_bench.report.text import Rank, best_and_second
 from adalora_bench.settings.published import Column
 from adalora_bench.store.schema import STATUSES
 

@@ -16,7 +16,7 @@ import report_records
 
 from adalora_bench import cli
 from adalora_bench.report.formats import _no_formula, _tex
-from adalora_bench.report.markdown import one_line, pipe_table
+from adalora_bench.report.text import one_line, pipe_table
 from adalora_bench.store.records import RecordStore
 from adalora_bench.store.schema import misfit
 

@@ -124,7 +124,7 @@ def test_every_fault_costs_its_own_unit_only(run: Any, fakes: ModuleType, tmp_pa
 @pytest.mark.parametrize(
     ("fault", "cause", "logged"),
     [
-        ("kill", "worker ended with signal 9 (SIGKILL; often the system for want of memory)", ""),
+        ("kill", "worker ended with signal 9 (SIGKILL; often the system, because it is out of memory)", ""),
         ("segfault", "worker ended with signal 11 (SIGSEGV)", "Fatal Python error: Segmentation fault"),
         ("exit", "worker ended with exit code 3", ""),
         ("quiet_exit", "worker ended with exit code 0", ""),
