@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from by_night import mostly_by_night
 
 from adalora_bench.errors import UserError
 from adalora_bench.settings.cells import _places
@@ -23,7 +24,7 @@ def rows() -> list[tuple[str, ...]]:
     return list(found)
 
 
-@pytest.mark.parametrize("chosen", rows(), ids=" ".join)
+@pytest.mark.parametrize("chosen", mostly_by_night(rows(), rows()[::4]), ids=" ".join)
 def test_a_row_is_refused_by_nothing(chosen: tuple[str, ...]) -> None:
     retrains = any(text.startswith("method=increlora_retrain") for text in chosen)
     for cell in compose_cells([*chosen, "scale=paper"]):
