@@ -14,6 +14,9 @@ JOBS ?=
 # How often a unit is killed, and how often two processes meet on one, in test-faults.
 KILLS ?= 50
 PAIRS ?= 20
+# Seconds of each fuzz test, in test-nightly and test-faults.
+FUZZ_SECONDS ?= 90
+export FUZZ_SECONDS
 # Real data sets in the hub's layout, for test-data.
 ADALORA_BENCH_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared/data))
 
