@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import report_records
+from fault_figures import Figure
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
