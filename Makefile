@@ -56,7 +56,7 @@ demo: install ## IncreLoRA against LoRA on film reviews, 5 seeds each, from embe
 	$(BENCH) run method=lora method.rank=2 task=film_reviews scale=cpu $(DEMO_ARGS) $(RUN_ARGS)
 	$(BENCH) tables --compare $(DEMO_ARGS) task=film_reviews
 
-test: install ## The offline tests of a pull request, without real data (6 minutes)
+test: install ## The offline tests of a pull request, without real data (about 10 minutes)
 	env -u ADALORA_BENCH_DATA $(QUIET_ENV) $(PYTEST) -n $(or $(JOBS),2) --dist loadgroup
 
 test-nightly: install ## Tests that are complete where make test takes a part: the trace of every method

@@ -87,6 +87,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
     from adalora_bench.engine import plan
     from adalora_bench.engine.local import worker_count
     from adalora_bench.settings.cells import checked
+    from adalora_bench.store.records import RecordStore
 
     out = console()
     cells = _cells(arguments, out)
@@ -98,6 +99,11 @@ def plan_command(arguments: argparse.Namespace) -> int:
     _say_scale(cells, arguments.overrides, out)
     records = light_records(Path(common["results_dir"])).records
     workers = worker_count(common["jobs"], sum(len(cell.seeds) for cell in cells), _devices(cells))
+    if not RecordStore(Path(common["results_dir"]) / "runs").may_be_written():
+        out.print(
+            f"note: {common['results_dir']} cannot be written from here, so a run would be refused",
+            soft_wrap=True,
+        )
     for line in plan.plan_lines(plan.plan(cells, facts, records), jobs=workers):
         out.print(line, soft_wrap=True)
     return EXIT_OK

@@ -302,6 +302,13 @@ class RecordStore:
             finally:
                 probe.unlink(missing_ok=True)
 
+    def may_be_written(self) -> bool:
+        """Whether the system would let us write here, by its permissions alone; nothing is written."""
+        there = next(
+            folder for folder in (self.root.absolute(), *self.root.absolute().parents) if folder.exists()
+        )
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
     def _home(self, record: Mapping[str, Any]) -> Path:
         return self.folder(record["names"], record["key"], record["seed"])
 

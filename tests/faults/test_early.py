@@ -440,3 +440,15 @@ def test_an_evaluation_that_fails_at_the_end_costs_no_training(method, tmp_path,
     again = train("again")
     for name in ("steps.jsonl", "predictions.jsonl.gz"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file"])
+def test_a_plan_says_that_its_results_cannot_be_written(kind: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "taken").write_text("a file")
+    place = tmp_path / "taken" / ("" if kind == "file" else "below")
+    code, said = planned(capsys, f"results_dir={place}")
+    assert code == 0
+    assert "cannot be written from here" in said
+    code, said = planned(capsys, f"results_dir={tmp_path / 'new'}")
+    assert "cannot be written" not in said
+    assert not (tmp_path / "new").exists()
