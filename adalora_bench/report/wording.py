@@ -31,8 +31,8 @@ def ours(cell: Cell, places: int = 2) -> str:
 
 
 def theirs(cell: Cell) -> str:
-    """The published number, or that it was not found."""
-    return NOT_FOUND if cell.published is None else f"{cell.published:g}"
+    """The published number with its digits (91.0, not 91), or that it was not found."""
+    return NOT_FOUND if cell.published is None else str(cell.published)
 
 
 def against(cell: Cell) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from adalora_bench.errors import AssetError, UserError, unknown
 from adalora_bench.methods.base import Facts
 from adalora_bench.settings import early, prepare
-from adalora_bench.settings.compose import all_but_seeds, compose_cells, expanded, merged
+from adalora_bench.settings.compose import all_but_seeds, compose_cells, expanded, merged, usual_scale
 from adalora_bench.settings.conf_files import conf_dir, options
 from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import digest
@@ -58,7 +58,8 @@ def _places(name: str, given: Mapping[str, str]) -> Iterable[tuple[Row, str, lis
         for value in wanted[axis]:
             if value not in known:
                 raise UserError(unknown(f"{axis} of table {name}", value, set(known)))
-    at_paper = given.get("scale") == "paper" and "backbone" not in given
+    scale = given.get("scale") or usual_scale()
+    at_paper = scale == "paper" and "backbone" not in given
     for row in table.rows:
         for task in table.tasks:
             if row.method in wanted["method"] and task in wanted["task"]:

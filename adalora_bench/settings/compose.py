@@ -140,7 +140,7 @@ def _compose(overrides: list[str], usual: dict[tuple[str, ...], dict[str, Any]])
         if group not in given:
             raise UserError(f"no {group} given; add {group}=NAME. Valid: {', '.join(options(group))}.")
     names = {"method": given["method"], "task": given["task"]}
-    names["scale"] = given.get("scale") or ("paper" if accelerators() else "cpu")
+    names["scale"] = given.get("scale") or usual_scale()
     names["backbone"] = given.get("backbone") or default_backbone(names["task"], names["scale"])
 
     for group, name in names.items():
@@ -396,6 +396,11 @@ def accelerators() -> list[str]:
             break
         found.append(name)
     return found
+
+
+def usual_scale() -> str:
+    """The scale of a command that names none: `paper` where there is an accelerator, else `cpu`."""
+    return "paper" if accelerators() else "cpu"
 
 
 def devices() -> int:

@@ -9,7 +9,7 @@ from adalora_bench.errors import UserError
 from adalora_bench.settings.cells import _places
 from adalora_bench.settings.compose import compose_cells, conf_dir
 from adalora_bench.settings.prepare import Assets, check_late_failures
-from adalora_bench.settings.published import table_names
+from adalora_bench.settings.published import load_table, table_names
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -36,3 +36,17 @@ def test_a_row_is_refused_by_nothing(chosen: tuple[str, ...]) -> None:
     if retrains:
         for cell in compose_cells([*chosen, "scale=paper", "method.rank=2"]):  # and nothing else is wrong
             check_late_failures(cell, Assets())
+
+
+@pytest.mark.parametrize("name", table_names(conf_dir() / "table"))
+def test_the_backbone_is_the_tables_own_at_paper_scale_however_that_scale_came_about(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`scale=paper` typed, or found because there is an accelerator: the same cells."""
+    typed = [chosen for _, _, chosen in _places(name, {"scale": "paper"})]
+    monkeypatch.setattr("adalora_bench.settings.compose.devices", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = [chosen for _, _, chosen in _places(name, {})]
+    assert found == typed
+    own = f"backbone={load_table(conf_dir() / 'table', name).backbone}"
+    assert all(own in chosen for chosen in found)
