@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from by_night import mostly_by_night
 
 from adalora_bench.errors import UserError
@@ -50,3 +51,17 @@ def test_the_backbone_is_the_tables_own_at_paper_scale_however_that_scale_came_a
     assert found == typed
     own = f"backbone={load_table(conf_dir() / 'table', name).backbone}"
     assert all(own in chosen for chosen in found)
+
+
+def test_a_claim_asks_for_the_settings_of_the_tables_row() -> None:
+    """Of one label and method in ALoRA's Table 1: the same settings in conf/table and conf/claim."""
+    table = load_table(conf_dir() / "table", "alora_1")
+    rows = {(row.label, row.method): row.set for row in table.rows}
+    text = yaml.safe_load((conf_dir() / "claim" / "alora.yaml").read_text())
+    seen = 0
+    for row in text["rows"]:
+        place = (row["label"], row["method"])
+        if place in rows:
+            seen += 1
+            assert row.get("set", {}) == rows[place], place
+    assert seen > 5
