@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,6 +44,17 @@ Notify = Callable[[dict[str, Any]], None]
 
 
 Stop = Callable[[], int | None]
+
+
+def with_room(checkpoints: Path, write: Callable[[], object]) -> None:
+    """Write what a finished training leaves; where the disk is full, its checkpoint makes room for it."""
+    try:
+        write()
+    except UserError:
+        if not checkpoints.exists():
+            raise
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        write()
 
 
 class Training:
@@ -167,7 +179,7 @@ class Training:
         except PromiseBroken as error:
             status, reason = "failed", str(error)
         if status in FINISHED:
-            self._keep_artefacts()
+            with_room(self.checkpoints, self._keep_artefacts)
         return status, reason
 
     def _evaluate(self) -> dict[str, float]:

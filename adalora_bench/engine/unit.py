@@ -10,7 +10,7 @@ import torch
 
 from adalora_bench.engine.helpers import team_of
 from adalora_bench.engine.outcome import record_of
-from adalora_bench.engine.training import Notify, Stop, Training
+from adalora_bench.engine.training import Notify, Stop, Training, with_room
 from adalora_bench.engine.units import Unit
 from adalora_bench.store.records import CHECKPOINTS, RecordStore
 from adalora_bench.train.device import choose_device, fast_products
@@ -46,7 +46,8 @@ def run_unit(
             device = choose_device(unit.cell.config["device"])
             with team_of(unit, folder) as team, fast_products(device):
                 record = record_of(Training(unit, folder, notify, stop, team))
-            store.write(record)
+            finished = record
+            with_room(folder / CHECKPOINTS, lambda: store.write(finished))
         # also those of a process that was killed after it had written its record
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return {
