@@ -51,9 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"bench: {error}\n")
         return error.exit_code
-    except (
-        OSError
-    ) as error:  # a name that is too long, a folder that may not be entered, a share that is away
+    # a name that is too long, a folder that may not be entered, a share that is away
+    except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"bench: {shortened(where)}{error.strerror or error}.\n")
         return EXIT_CONFIG

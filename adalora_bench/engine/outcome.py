@@ -17,8 +17,7 @@ from adalora_bench.methods.run import adapter_parameters
 from adalora_bench.settings import pattern, prepare
 from adalora_bench.settings.key import STEERING
 from adalora_bench.store.packed import PREDICTIONS, STEPS
-from adalora_bench.store.records import FINISHED, SCHEMA, environment, git_state
-from adalora_bench.store.verify import ADAPTER
+from adalora_bench.store.records import ADAPTER, FINISHED, SCHEMA, environment, git_state
 from adalora_bench.train.device import products_by
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from adalora_bench.settings import early, prepare
 from adalora_bench.settings.assemble import assemble, form_of, load_backbone
 from adalora_bench.store.files import write_tensors
 from adalora_bench.store.records import (
+    ADAPTER,
     CHECKPOINTS,
     FINISHED,
     PREDICTIONS,
@@ -31,7 +32,6 @@ from adalora_bench.store.records import (
     read_jsonl,
     write_predictions,
 )
-from adalora_bench.store.verify import ADAPTER
 from adalora_bench.train import checkpoint, loop, parts
 from adalora_bench.train.device import check_precision, choose_device
 from adalora_bench.train.evaluate import Scoring, is_collapsed

@@ -13,9 +13,8 @@ from adalora_bench.settings import prepare
 from adalora_bench.settings.config import Cell
 from adalora_bench.settings.key import with_key
 from adalora_bench.settings.prepare import Assets
-from adalora_bench.store.records import content_of
+from adalora_bench.store.records import ADAPTER, content_of
 from adalora_bench.store.schema import FINISHED, misfit
-from adalora_bench.store.verify import ADAPTER
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -85,12 +85,7 @@ def with_key(cell: Cell, *, data_fingerprint: str, weights: str, engine: int) ->
         weights: identity of the backbone's weights (hub id and revision, wheel hash, or file hash).
         engine: version of loop and layer. The versions of method and task stand in their settings.
     """
-    settings = settings_of(cell.config)
-    versions = {"engine": engine} | {
-        group: settings[group].pop("version") for group in ("method", "task", "backbone")
-    }
-    whole = {"settings": settings, "versions": versions, "data": data_fingerprint, "weights": weights}
-    return cell.with_keys(digest(whole), digest(settings))
+    return cell.with_keys(*_keys(cell.config, data_fingerprint, weights, engine))
 
 
 def keys_of_record(record: Mapping[str, Any]) -> tuple[str | None, str]:
@@ -98,14 +93,18 @@ def keys_of_record(record: Mapping[str, Any]) -> tuple[str | None, str]:
 
     No key where the weights came from a local folder: a record keeps the folder's name and not the hash of its files.
     """
-    settings = settings_of(record["config"])
-    versions = {"engine": record["versions"]["engine"]}
-    versions |= {group: settings[group].pop("version") for group in ("method", "task", "backbone")}
     weights = record["sources"]["backbone"]
-    whole = {
-        "settings": settings,
-        "versions": versions,
-        "data": record["data_fingerprint"],
-        "weights": weights["detail"],
+    key, settings_key = _keys(
+        record["config"], record["data_fingerprint"], weights["detail"], record["versions"]["engine"]
+    )
+    return (None if weights["served_by"] == "local" else key), settings_key
+
+
+def _keys(config: Mapping[str, Any], data: str, weights: str, engine: int) -> tuple[str, str]:
+    """(key, settings key) of a resolved config, its rows, its weights and the engine's version."""
+    settings = settings_of(config)
+    versions = {"engine": engine} | {
+        group: settings[group].pop("version") for group in ("method", "task", "backbone")
     }
-    return (None if weights["served_by"] == "local" else digest(whole)), digest(settings)
+    whole = {"settings": settings, "versions": versions, "data": data, "weights": weights}
+    return digest(whole), digest(settings)

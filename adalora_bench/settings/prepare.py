@@ -123,23 +123,13 @@ def rows_of(cell: Cell, found: Found) -> CellRows:
     dev = {suffix: take(rows, report_limit) for suffix, rows in loaded.dev.items()}
     counts: dict[str, int | None] = {"train": len(train), "report": sum(map(len, report.values()))}
     counts |= {"dev": sum(map(len, dev.values()))} if dev else {}
+    less = task.subset_note(task.available(found, split), train_limit=train_limit, report_limit=report_limit)
     return CellRows(
         train=train,
         report=report,
         dev=dev,
         counts=counts | {"official_train": task.official_rows.get(task.train_split)},
-        subset=", ".join(
-            filter(
-                None,
-                (
-                    task.subset_note(
-                        task.available(found, split), train_limit=train_limit, report_limit=report_limit
-                    ),
-                    task.other_note(found, split),
-                ),
-            )
-        )
-        or None,
+        subset=", ".join(filter(None, (less, task.other_note(found, split)))) or None,
     )
 
 

@@ -172,6 +172,19 @@ def read_whole(path: Path, limit: int = LARGEST) -> bytes:
         return file.read(limit + 1)
 
 
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor of a safetensors file, by its header. OSError, ValueError: it has none."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size < LARGEST:
+            raise ValueError(f"a header of {size:,} bytes")
+        try:
+            header = json.loads(file.read(size))
+            return {name: [*one["shape"]] for name, one in header.items() if name != "__metadata__"}
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no header of tensors ({type(error).__name__})") from error
+
+
 def unzipped(content: bytes, limit: int = LARGEST) -> bytes:
     """What gzip holds. OSError: damaged, or larger than the limit."""
     try:

@@ -77,6 +77,7 @@ log = logging.getLogger(__name__)
 EDITED = "was changed after it was written: its checksum does not fit"
 LOCAL_FILES = (LOCK, HOLDER)  # they mean something in their own folder alone
 CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter.safetensors"
 # What a table never shows and what makes a record large.
 _HEAVY = ("history", "events", "environment", "cosine", "gates")
 _HEAVY_PARTS = {"ranks": ("final", "trace", "nonzero"), "params": ("trace",)}

@@ -19,9 +19,8 @@ LONGEST = 200_000  # letters of a text
 UNSHOWN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-SCORE = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}"
-)  # the name of a score stands in files, tables and pictures
+# The name of a score stands in files, tables and pictures.
+SCORE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
 
 
 def printable(value: Any) -> Any:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adalora_bench.store import packed
+from adalora_bench.store.files import tensor_shapes
 from adalora_bench.store.packed import PREDICTIONS, STEPS
-from adalora_bench.store.records import RecordStore
+from adalora_bench.store.records import ADAPTER, RecordStore
 from adalora_bench.store.schema import FINISHED
-
-ADAPTER = "adapter.safetensors"
-LARGEST_HEADER = 100_000_000
 
 
 @dataclass
@@ -111,11 +108,8 @@ def _adapter(folder: Path, record: Mapping[str, Any]) -> list[str]:
     if not path.is_file() or not ranks:
         return []
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header: Any = json.loads(file.read(size)) if 0 < size < LARGEST_HEADER else {}
-        shapes = {name: one["shape"] for name, one in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        shapes = tensor_shapes(path)
+    except (OSError, ValueError):
         return [f"{ADAPTER} cannot be read"]
     held: dict[str, int] = {}
     for name, shape in shapes.items():
