@@ -15,7 +15,7 @@ from adalora_bench.store.files import tensor_shapes
 
 BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "num_layers")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_source_positions")
-USUAL_POSITIONS = {"bert": 512, "roberta": 512, "gpt2": 1024, "bart": 1024, "llama": 2048}
+USUAL_POSITIONS = {"bert": 512, "roberta": 512, "gpt2": 1024, "bart": 1024}
 """transformers' default where a configuration is silent."""
 
 

@@ -236,11 +236,6 @@ def zipped(chunks: Iterable[bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """The rows of `write_predictions`, in order."""
-    return [json.loads(line) for line in unzipped(read_whole(path)).splitlines()]
-
-
 def _plain(value: Any, place: str, found: list[str]) -> Any:
     if isinstance(value, Mapping):
         return {

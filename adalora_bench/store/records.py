@@ -27,7 +27,6 @@ from adalora_bench.store.files import (
     atomic_write,
     finite,
     read_jsonl,
-    read_predictions,
     read_whole,
     rows_of,
     unzipped,
@@ -68,7 +67,6 @@ __all__ = [
     "git_state",
     "misfit",
     "read_jsonl",
-    "read_predictions",
     "write_predictions",
 ]
 

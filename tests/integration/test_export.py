@@ -27,7 +27,7 @@ from adalora_bench.lowrank.plain import fuse_slices, plain_lora, update_of
 from adalora_bench.models import fused, heads
 from adalora_bench.settings import prepare
 from adalora_bench.settings.compose import compose_cells
-from adalora_bench.store.files import read_predictions
+from adalora_bench.store.files import read_whole, rows_of, unzipped
 from adalora_bench.store.records import RecordStore
 
 # peft 0.21 asks transformers 5.23 for an attribute under its old name
@@ -349,7 +349,9 @@ def test_what_cannot_be_exported_is_refused(unit: Path, how: Callable[[Any], Any
 
 
 def test_recorded_answers_are_compared_as_exactly_as_they_can_be(unit: Path) -> None:
-    recorded = [row["prediction"] for row in read_predictions(unit / "predictions.jsonl.gz")][:4]
+    recorded = [row["prediction"] for row in rows_of(unzipped(read_whole(unit / "predictions.jsonl.gz")))[0]][
+        :4
+    ]
     off = [recorded[0] + 0.5, *recorded[1:]]
     assert command.check_predictions(unit, "", recorded, exact=True) == []
     with pytest.raises(NotTheSame, match=r"answers 1 of 4 report rows otherwise"):

@@ -203,7 +203,7 @@ def test_predictions_are_reproducible_bytes(tmp_path):
     header = (tmp_path / "a.jsonl.gz").read_bytes()[:8]
     assert header[3] == 0  # no file name
     assert header[4:] == b"\0\0\0\0"  # no time
-    back = r.read_predictions(tmp_path / "a.jsonl.gz")
+    back = r.rows_of(r.unzipped(r.read_whole(tmp_path / "a.jsonl.gz")))[0]
     assert back[0] == rows[0]
     assert back[1]["scores"] == [None, 0]
     with gzip.open(tmp_path / "a.jsonl.gz", "rt") as file:
